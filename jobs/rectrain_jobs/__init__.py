@@ -1,0 +1,1 @@
+"""What runs inside a worker pod or a laptop process: data, models, training, evaluation."""

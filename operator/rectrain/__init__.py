@@ -1,0 +1,1 @@
+"""rectrain: Kubernetes-native distributed training of recommender models."""

@@ -1,0 +1,81 @@
+"""The embedding tables that a job's features make."""
+
+from typing import NamedTuple
+
+from rectrain.api.features import Encoding, Feature, FeatureKind, Pooling, UnknownPolicy
+from rectrain.api.job import RecTrainingJobSpec
+
+EXTRA_ROWS = 2
+"""Rows of a table after its ids: out-of-vocabulary, then missing."""
+
+
+class EmbeddingTable(NamedTuple):
+    """One embedding table."""
+
+    name: str
+    """Name, also of the parameter."""
+    cardinality: int
+    """Number of ids; they are rows 0 to cardinality - 1."""
+    embedding_dim: int
+    """Width."""
+    features: tuple[str, ...]
+    """Features that look up in it."""
+    pooling: Pooling
+    """How several rows of one feature become one vector."""
+
+    @property
+    def num_embeddings(self) -> int:
+        """Rows of the table: the ids, out-of-vocabulary and missing."""
+        return self.cardinality + EXTRA_ROWS
+
+
+def categorical_of(spec: RecTrainingJobSpec, feature: Feature) -> Feature:
+    """Return the feature that says how this one's ids are encoded: for a sequence with `of` that one, else itself."""
+    return spec.feature(feature.of) if feature.of is not None else feature
+
+
+def encoding_of(feature: Feature) -> Encoding:
+    """Return the encoding of a categorical or sequence feature; Identity unless it says otherwise."""
+    return feature.encoding or Encoding.IDENTITY
+
+
+def unknown_policy_of(feature: Feature) -> UnknownPolicy:
+    """Return what happens to unknown values of a feature; ids out of range are refused unless it says otherwise."""
+    if feature.unknown is not None:
+        return feature.unknown
+    return UnknownPolicy.REFUSE if encoding_of(feature) is Encoding.IDENTITY else UnknownPolicy.OUT_OF_VOCABULARY
+
+
+def table_of(spec: RecTrainingJobSpec, feature: Feature) -> str:
+    """Return the name of the embedding table that a categorical or sequence feature looks up in."""
+    owner = categorical_of(spec, feature)
+    return owner.table or owner.name
+
+
+def embedding_tables(spec: RecTrainingJobSpec) -> list[EmbeddingTable]:
+    """Return the embedding tables of a job, in the order of the features that first name them."""
+    grouped: dict[str, list[Feature]] = {}
+    for feature in spec.features:
+        if feature.kind is not FeatureKind.DENSE:
+            grouped.setdefault(table_of(spec, feature), []).append(feature)
+    return [
+        EmbeddingTable(
+            name=table,
+            cardinality=_cardinality(spec, features[0]),
+            embedding_dim=categorical_of(spec, features[0]).embedding_dim or spec.model.section.embedding_dim,
+            features=tuple(f.name for f in features),
+            pooling=_pooling(features),
+        )
+        for table, features in grouped.items()
+    ]
+
+
+def _pooling(features: list[Feature]) -> Pooling:
+    # One id alone has the same sum and mean, so only sequences decide; a rule of the job lets them not differ.
+    return next((f.pooling or Pooling.MEAN for f in features if f.kind is FeatureKind.SEQUENCE), Pooling.SUM)
+
+
+def _cardinality(spec: RecTrainingJobSpec, feature: Feature) -> int:
+    cardinality = categorical_of(spec, feature).cardinality
+    assert cardinality is not None, "Feature.rules() asks for it"
+    return cardinality
