@@ -15,7 +15,7 @@ from rectrain.api.job import RecTrainingJobSpec
 
 
 @dataclass
-class Batch(Pipelineable):
+class Batch(Pipelineable):  # type: ignore[misc]  # torchrec has no types
     """The rows of one step on one rank.
 
     Attributes:
@@ -25,7 +25,7 @@ class Batch(Pipelineable):
         labels: By label name: float32 [rows] for Binary and Regression, int64 [rows] for MultiClass, float32 [rows,
             classes] for MultiLabel.
         valid: bool [rows]; False for rows that pad the last batch. They count neither in the loss nor in metrics.
-        ids: int64 [rows] rows of the item table that identify each row's item; empty for models without items.
+        item_ids: int64 [rows] rows of the item table that identify each row's item; empty for models without items.
         num_negatives: So many rows at the end hold only item features: negatives drawn for this step.
     """
 
@@ -101,12 +101,20 @@ class BatchBuilder:
         """
         rows = len(valid)
         extra = 0 if not negatives else len(next(iter(negatives.values())))
-        dense = [self._dense(columns.get(f.name), rows, extra) for f in self.features if f.kind is FeatureKind.DENSE]
+        dense = []
+        for feature in self.features:
+            if feature.kind is FeatureKind.DENSE:
+                values_and_tail = np.zeros(rows + extra, np.float32)
+                if self._reads(feature):
+                    values_and_tail[:rows] = columns[feature.name]
+                if negatives and feature.name in negatives:
+                    values_and_tail[rows:] = negatives[feature.name]
+                dense.append(values_and_tail)
         keys, values, lengths = [], [], []
         for feature in self.features:
             if feature.kind is FeatureKind.DENSE:
                 continue
-            column = columns.get(feature.name) if self._reads(feature) else None
+            column = columns[feature.name] if self._reads(feature) else None
             tail = negatives.get(feature.name) if negatives else None
             for part, count in ((column, rows), (tail, extra)):
                 part_values, part_lengths = _jagged(part, count)
@@ -134,12 +142,6 @@ class BatchBuilder:
 
     def _reads(self, feature: Feature) -> bool:
         return self._sides is None or feature.side in self._sides
-
-    def _dense(self, column: np.ndarray[Any, Any] | None, rows: int, extra: int) -> np.ndarray[Any, Any]:
-        values = np.zeros(rows + extra, np.float32)
-        if column is not None:
-            values[:rows] = column
-        return values
 
 
 def _jagged(
