@@ -1,0 +1,65 @@
+# `make` lists the targets. Everything runs in .venv, which `make setup` makes from uv.lock.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+BIN := .venv/bin
+SYNCED := .venv/.synced
+PYTEST_ARGS ?=
+
+# uv from PATH, or else a copy of our own, which needs only python3 with pip.
+OWN_UV := $(HOME)/.cache/rectrain/uv/bin/uv
+UV := $(or $(shell command -v uv 2>/dev/null),$(OWN_UV))
+
+# uv works on ./.venv whatever environment is active; processes of a test share the cores, so each gets one thread.
+export UV_PROJECT_ENVIRONMENT := .venv
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help
+help: ## List the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(SYNCED) ## Make .venv with everything that tests need, as locked (CPU build).
+
+$(SYNCED): pyproject.toml uv.lock | $(UV)
+	$(UV) sync --frozen --extra cpu --extra dev
+	@touch $@
+
+$(OWN_UV):
+	python3 -m pip install --quiet --upgrade --target $(HOME)/.cache/rectrain/uv 'uv>=0.9'
+
+.PHONY: generate
+generate: $(SYNCED) ## Write docs/reference from the job's types.
+	$(BIN)/python -m rectrain.api.generate
+
+.PHONY: format
+format: $(SYNCED) ## Format the code and mend what the linter can.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: verify
+verify: $(SYNCED) ## Check lint, format, types, the direction of imports and the generated files.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m rectrain.api.generate --check
+
+.PHONY: test
+test: verify test-unit test-worker ## Run everything that a merge has to pass.
+
+.PHONY: test-unit
+test-unit: $(SYNCED) ## Run the tests that need no processes and no servers.
+	$(BIN)/pytest tests/unit $(PYTEST_ARGS)
+
+.PHONY: test-worker
+test-worker: $(SYNCED) ## Run the tests of the worker: torch processes over gloo, object storage in MinIO.
+	$(BIN)/pytest tests/worker $(PYTEST_ARGS)
+
+.PHONY: clean
+clean: ## Remove caches and build outputs; .venv and ~/.cache stay.
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	find operator jobs tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

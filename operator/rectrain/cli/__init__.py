@@ -1,0 +1,1 @@
+"""The `rectrain` command line."""
