@@ -2,6 +2,7 @@
 
 import io
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,9 +26,10 @@ _T = TypeVar("_T")
 
 CONNECT_TIMEOUT_SECONDS = 2
 READ_TIMEOUT_SECONDS = 30
-# A wrong endpoint has to show in seconds; an endpoint that has answered before is given about half a minute to return.
-FIRST_ATTEMPTS = 3
-LATER_ATTEMPTS = 8
+REQUEST_ATTEMPTS = 3
+# A wrong endpoint has to show in seconds, but one that has answered before is given time to come back.
+PATIENCE_SECONDS = 45
+LONGEST_PAUSE_SECONDS = 5
 # Of one object's parts, in both directions: enough to fill a fast link, few enough for many processes on a machine.
 TRANSFER_THREADS = 4
 DELETE_BATCH = 1000  # the most keys one DeleteObjects request takes
@@ -44,7 +46,7 @@ class S3Store:
         self.bucket = bucket
         self.prefix = prefix
         self.options = options
-        self._clients: dict[tuple[int, bool], S3Client] = {}
+        self._client_of: tuple[int, S3Client] | None = None
         self._answered = False
 
     def __reduce__(self) -> tuple[type["S3Store"], tuple[str, str, Storage]]:
@@ -65,13 +67,16 @@ class S3Store:
 
     def read_bytes(self, key: str) -> bytes:
         """Read a whole object."""
-        buffer = io.BytesIO()
-        self._call(key, lambda s3: s3.download_fileobj(self.bucket, self._name(key), buffer, Config=_transfer_config()))
-        return buffer.getvalue()
+
+        def read(s3: "S3Client") -> bytes:
+            buffer = io.BytesIO()
+            s3.download_fileobj(self.bucket, self._name(key), buffer, Config=_transfer_config())
+            return buffer.getvalue()
+
+        return self._call(key, read)
 
     def write_bytes(self, key: str, data: bytes) -> None:
         """Create or replace an object; S3 shows it only once it is complete."""
-        # A fresh buffer in each attempt: boto3 closes the one it was given.
         self._call(
             key,
             lambda s3: s3.upload_fileobj(io.BytesIO(data), self.bucket, self._name(key), Config=_transfer_config()),
@@ -88,8 +93,13 @@ class S3Store:
 
     def upload(self, path: Path, key: str) -> None:
         """Copy the file `path` to an object, which appears only once it is complete."""
-        with local_errors(path), path.open("rb") as file:
-            self._call(key, lambda s3: s3.upload_fileobj(file, self.bucket, self._name(key), Config=_transfer_config()))
+
+        def send(s3: "S3Client") -> None:
+            with path.open("rb") as file:
+                s3.upload_fileobj(file, self.bucket, self._name(key), Config=_transfer_config())
+
+        with local_errors(path):
+            self._call(key, send)
 
     def stat(self, key: str) -> ObjectInfo:
         """Return an object's size and time of last write."""
@@ -141,21 +151,30 @@ class S3Store:
         return f"{self.prefix}/{checked_key(key)}" if self.prefix else checked_key(key)
 
     def _call(self, key: str, operation: Callable[["S3Client"], _T]) -> _T:
-        """Run an operation about `key` with a client of this process, and turn its errors into the user's."""
+        """Run an operation about `key`, again if the connection breaks, and turn its errors into the user's."""
+        from botocore.exceptions import ConnectionError, HTTPClientError
+
+        give_up = time.monotonic() + (PATIENCE_SECONDS if self._answered else 0)
+        pause = 0.5
         with self._errors(key):
-            result = operation(self._client())
-        self._answered = True
-        return result
+            while True:
+                try:
+                    result = operation(self._client())
+                except (ConnectionError, HTTPClientError):
+                    if time.monotonic() + pause > give_up:
+                        raise
+                    time.sleep(pause)
+                    pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                else:
+                    self._answered = True
+                    return result
 
     def _client(self) -> "S3Client":
         # A client serves many threads but not a forked child. Threads that race here both make one, which is harmless,
         # while a lock could be left held by another thread at a fork.
-        identity = (os.getpid(), self._answered)
-        client = self._clients.get(identity)
-        if client is None:
-            client = _new_client(self.options, LATER_ATTEMPTS if self._answered else FIRST_ATTEMPTS)
-            self._clients = {identity: client}
-        return client
+        if self._client_of is None or self._client_of[0] != os.getpid():
+            self._client_of = (os.getpid(), _new_client(self.options))
+        return self._client_of[1]
 
     @contextmanager
     def _errors(self, key: str) -> Iterator[None]:
@@ -208,7 +227,7 @@ class S3Store:
         return True
 
 
-def _new_client(options: Storage, attempts: int) -> "S3Client":
+def _new_client(options: Storage) -> "S3Client":
     import boto3
     from botocore.config import Config
 
@@ -219,7 +238,7 @@ def _new_client(options: Storage, attempts: int) -> "S3Client":
         config=Config(
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
             read_timeout=READ_TIMEOUT_SECONDS,
-            retries={"mode": "standard", "total_max_attempts": attempts},
+            retries={"mode": "standard", "total_max_attempts": REQUEST_ATTEMPTS},
             # Virtual-host addressing needs a DNS name per bucket, which a server of one's own seldom has.
             s3={"addressing_style": "path" if options.endpoint_url else "auto"},
             # Only where the protocol asks: not every S3-compatible store knows the newer checksum trailers.
