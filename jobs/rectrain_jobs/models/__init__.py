@@ -1,0 +1,1 @@
+"""Models: one file each, built by type from the job's spec."""
