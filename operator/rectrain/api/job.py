@@ -177,11 +177,8 @@ def _two_tower_rules(spec: RecTrainingJobSpec) -> Iterator[Problem]:
         alias = "userId" if field == "user_id" else "itemId"
         match = next((f for f in spec.features if f.name == name), None)
         if match is None or match.kind is not FeatureKind.CATEGORICAL or match.side not in (side, None):
-            yield Problem(
-                ("model", alias),
-                name,
-                f"must name a Categorical feature of side {side}; none of that name is among features",
-            )
+            found = f"it is {match.kind} of side {match.side}" if match else "there is no feature of that name"
+            yield Problem(("model", alias), name, f"must name a Categorical feature of side {side}; {found}")
     assert isinstance(spec.model.section, TwoTower)
     binary = [label for label in spec.labels if label.task is Task.BINARY]
     if len(spec.labels) > 1 or len(binary) != len(spec.labels):

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -16,6 +15,7 @@ from rectrain.api.errors import UserError
 from rectrain.api.job import RecTrainingJob
 from rectrain.api.overrides import apply_override
 from rectrain.api.paths import format_path, model_at
+from rectrain.api.yaml_text import dump_yaml, load_yaml
 
 
 class InvalidJobError(UserError):
@@ -61,11 +61,9 @@ def parse_job(text: str, *, source: str, overrides: Iterable[str] = ()) -> RecTr
         UserError: The text is no YAML mapping, or an override is malformed.
     """
     try:
-        document = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{source}:{mark.line + 1}" if mark else source
-        raise UserError(f"{where}: is not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        document = load_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{source}: is not valid YAML: {error}") from None
     if not isinstance(document, dict):
         raise UserError(f"{source}: must hold one RecTrainingJob, a mapping with apiVersion, kind, metadata and spec")
     for assignment in overrides:
@@ -85,7 +83,8 @@ def validate_job(document: Mapping[str, Any], *, source: str) -> RecTrainingJob:
         if field not in document
     ]
     try:
-        job = RecTrainingJob.model_validate(document)
+        # A file has the outer names only, as the schema of the job on a cluster has; Python code may use its own.
+        job = RecTrainingJob.model_validate(document, by_alias=True, by_name=False)
     except ValidationError as error:
         problems += [p for details in error.errors() for p in _problems_of(details)]
     if problems:
@@ -103,7 +102,7 @@ def dump_job(job: RecTrainingJob) -> str:
     """Return the job as YAML with its fields' outer names; fields that have their defaults are left out."""
     document = job.model_dump(mode="json", exclude_defaults=True)
     document = {"apiVersion": job.api_version, "kind": job.kind, **document}
-    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    return dump_yaml(document)
 
 
 def _problems_of(error: ErrorDetails) -> list[Problem]:
@@ -112,6 +111,8 @@ def _problems_of(error: ErrorDetails) -> list[Problem]:
     context: dict[str, Any] = error.get("ctx") or {}
     if error["type"] == RULES_ERROR:
         return [Problem((*path, *p.path), p.value, p.message) for p in context["problems"]]
+    if value is None and error["type"].endswith("_type"):
+        return [Problem(path, None, f"must not be empty{_description(path)}")]
     match error["type"]:
         case "missing":
             return [Problem(path, None, f"is required{_description(path)}")]
@@ -123,11 +124,12 @@ def _problems_of(error: ErrorDetails) -> list[Problem]:
             return [Problem(path, value, f"must match {context['pattern']}{_description(path)}")]
         case "value_error":
             return [Problem(path, value, str(context["error"]))]
-        case "model_type" | "model_attributes_type":
-            return [Problem(path, value, "must be a mapping of fields")]
-        case "none_required" | "int_type" | "string_type" if value is None:
-            return [Problem(path, value, f"must not be empty{_description(path)}")]
-    return [Problem(path, value, error["msg"].replace("Input should be", "must be"))]
+        case "model_type" | "dict_type":
+            return [Problem(path, value, "must be a mapping")]
+        case "invalid_key":
+            return [Problem(path[:-1], value, "must have text as keys: YAML takes yes, on and numbers for other types")]
+    # Pydantic begins with what the value is: "Input should be ...", "List should have ...".
+    return [Problem(path, value, re.sub(r"^\w+ should ", "must ", error["msg"]))]
 
 
 def _description(path: tuple[str | int, ...]) -> str:
@@ -152,27 +154,3 @@ def _near_names(path: tuple[str | int, ...]) -> str:
 def _shorten(value: Any) -> str:
     text = json.dumps(value, default=str)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML in which a key given twice is an error instead of the last one winning."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is there twice", key_node.start_mark
-                )
-            if isinstance(key, str):
-                seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-# YAML 1.1 reads 1e-3 as text; a learning rate is written that way by everyone.
-_UniqueKeyLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)$"),
-    list("-+0123456789."),
-)

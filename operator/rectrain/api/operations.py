@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from rectrain.api.base import ApiModel, Count, Name, Problem
 from rectrain.api.data import SecretRef
@@ -76,6 +76,12 @@ class Elastic(ApiModel):
             yield Problem(("minReplicas",), self.min_replicas, f"must be at most maxReplicas, {self.max_replicas}")
 
 
+def _check_amount(value: Any) -> Any:
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise ValueError("must be text such as 500m or 16Gi, or a whole number")
+    return value
+
+
 class Workers(ApiModel):
     """Where the job runs: pods on Kubernetes, processes on one machine."""
 
@@ -85,7 +91,7 @@ class Workers(ApiModel):
     """Processes in a pod: one for each GPU."""
     image: str | None = None
     """Worker image. Default: the operator's."""
-    resources: dict[str, dict[str, str | int]] | None = None
+    resources: dict[str, dict[str, Annotated[str | int, BeforeValidator(_check_amount)]]] | None = None
     """Requests and limits of a worker, as in a container."""
     elastic: Elastic | None = None
     """Let the number of workers change while the job runs."""

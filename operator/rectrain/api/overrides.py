@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import yaml
-
 from rectrain.api.errors import UserError
 from rectrain.api.paths import parse_path
+from rectrain.api.yaml_text import load_yaml
 
 _ROOTS = ("spec", "metadata", "apiVersion", "kind")
 
@@ -14,8 +13,9 @@ def apply_override(document: dict[str, Any], assignment: str) -> None:
     """Set one field of a job document in place.
 
     The path begins below ``spec`` unless it begins with ``spec`` or ``metadata``. Elements of a list are named by
-    position or by their ``name``: ``features[user_id].cardinality``. The value is read as YAML, so numbers, lists and
-    ``{}`` have their types; whether it fits the field is checked when the job is validated.
+    position or by their ``name``: ``features[user_id].cardinality``. The value is read as in a job file, so numbers,
+    lists and ``{}`` have their types, and quotes make text of a number; whether it fits the field is checked when the
+    job is validated.
 
     Raises:
         UserError: The assignment has no ``=``, the path is malformed, or it names no element of a list.
@@ -25,27 +25,18 @@ def apply_override(document: dict[str, Any], assignment: str) -> None:
         raise UserError(f"--set {assignment}: must be path=value, for example training.maxSteps=50")
     try:
         parts = parse_path(path.strip())
-        value = yaml.safe_load(text)
     except ValueError as error:
         raise UserError(f"--set {assignment}: {error}") from None
-    except yaml.YAMLError:
-        raise UserError(f"--set {assignment}: the value is not valid YAML") from None
-    if isinstance(value, str):
-        value = _number(value)
+    try:
+        value = load_yaml(text)
+    except ValueError as error:
+        raise UserError(f"--set {assignment}: the value is not valid YAML: {error}") from None
     if parts[0] not in _ROOTS:
         parts.insert(0, "spec")
     target: Any = document
     for part in parts[:-1]:
         target = _step_into(target, part, assignment)
     _assign(target, parts[-1], value, assignment)
-
-
-def _number(text: str) -> str | float:
-    # YAML 1.1 reads 1e-3 as text.
-    try:
-        return float(text) if text.lower().lstrip("+-")[:1].isdigit() and "e" in text.lower() else text
-    except ValueError:
-        return text
 
 
 def _step_into(target: Any, part: str, assignment: str) -> Any:
@@ -55,7 +46,7 @@ def _step_into(target: Any, part: str, assignment: str) -> Any:
         if target.get(part) is None:
             target[part] = {}
         return target[part]
-    raise UserError(f"--set {assignment}: there is nothing below {part!r}'s parent, which is {target!r}")
+    raise _no_fields(target, part, assignment)
 
 
 def _assign(target: Any, part: str, value: Any, assignment: str) -> None:
@@ -64,7 +55,11 @@ def _assign(target: Any, part: str, value: Any, assignment: str) -> None:
     elif isinstance(target, dict):
         target[part] = value
     else:
-        raise UserError(f"--set {assignment}: {part!r} is below {target!r}, which has no fields")
+        raise _no_fields(target, part, assignment)
+
+
+def _no_fields(target: Any, part: str, assignment: str) -> UserError:
+    return UserError(f"--set {assignment}: {part!r} is below {target!r}, which has no fields")
 
 
 def _position(items: list[Any], part: str, assignment: str) -> int:

@@ -46,6 +46,7 @@ class RectrainGroup(click.Group):
 
 
 @click.group(
+    "rectrain",
     cls=RectrainGroup,
     commands=[
         lazy_command("validate", "Check job files and name every problem.", "rectrain.cli.validate:validate"),

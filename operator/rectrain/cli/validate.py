@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 import click
-import yaml
 
 from rectrain.api import RecTrainingJob, UserError, load_job, parse_job
+from rectrain.api.yaml_text import dump_yaml
 from rectrain.cli.errors import USER_ERROR_EXIT_CODE, print_error
 
 
@@ -54,7 +54,7 @@ def _read(file: str, overrides: tuple[str, ...]) -> RecTrainingJob:
 
 def _resolved(job: RecTrainingJob) -> str:
     # Fields that are null by default are absent: what they stand for is the reference's to say, not a value of theirs.
-    return yaml.safe_dump(job.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+    return dump_yaml(job.model_dump(mode="json", exclude_none=True))
 
 
 def _separator(files: tuple[str, ...]) -> str:

@@ -1,0 +1,531 @@
+"""Every rule of the job: an example that breaks it, and the nearest one that keeps it."""
+
+from typing import NamedTuple
+
+import pytest
+
+from rectrain.api import InvalidJobError, parse_job
+
+TWO_TOWER = """
+apiVersion: rectrain.io/v1alpha1
+kind: RecTrainingJob
+metadata: {name: retrieval}
+spec:
+  model: {type: TwoTower, twoTower: {}}
+  features:
+    - {name: user_id, kind: Categorical, side: User, cardinality: 10}
+    - {name: item_id, kind: Categorical, side: Item, cardinality: 20}
+    - {name: age, kind: Dense, side: User}
+    - {name: history, kind: Sequence, side: User, of: item_id, maxLength: 5}
+  data: {train: {uri: train}, validation: {uri: validation}}
+"""
+
+RANKING = """
+apiVersion: rectrain.io/v1alpha1
+kind: RecTrainingJob
+metadata: {name: ranking}
+spec:
+  model: {type: DLRM, dlrm: {embeddingDim: 16}}
+  features:
+    - {name: price, kind: Dense}
+    - {name: brand, kind: Categorical, cardinality: 10}
+    - {name: shop, kind: Categorical, cardinality: 10}
+    - {name: tags, kind: Sequence, cardinality: 30, maxLength: 4}
+  labels: [{name: click, task: Binary}]
+  data: {train: {uri: train}, validation: {uri: validation}}
+"""
+
+
+class Case(NamedTuple):
+    job: str
+    broken: str
+    """Overrides that break the rule, separated by blanks around a semicolon."""
+    path: str
+    message: str
+    kept: str
+    """Overrides that keep it."""
+
+
+CASES = {
+    # One feature
+    "categorical needs cardinality": Case(
+        RANKING,
+        "features[brand].cardinality=",
+        "spec.features[1].cardinality",
+        "is required for a Categorical feature",
+        "features[brand].cardinality=1",
+    ),
+    "sequence of its own needs cardinality": Case(
+        RANKING,
+        "features[tags].cardinality=",
+        "spec.features[3].cardinality",
+        "is required for a Sequence feature",
+        "features[tags].cardinality= ; features[tags].of=brand",
+    ),
+    "sequence needs maxLength": Case(
+        TWO_TOWER,
+        "features[history].maxLength=",
+        "spec.features[3].maxLength",
+        "is required for a Sequence feature",
+        "features[history].maxLength=1",
+    ),
+    "minCount is for Vocabulary": Case(
+        RANKING,
+        "features[brand].minCount=2",
+        "spec.features[1].minCount",
+        "is only for encoding Vocabulary",
+        "features[brand].minCount=2 ; features[brand].encoding=Vocabulary",
+    ),
+    "unknown is not for Hashing": Case(
+        RANKING,
+        "features[brand].unknown=Refuse ; features[brand].encoding=Hashing",
+        "spec.features[1].unknown",
+        "is not for encoding Hashing",
+        "features[brand].unknown=Refuse ; features[brand].encoding=Vocabulary",
+    ),
+    "boundaries are for Bucket": Case(
+        RANKING,
+        "features[price].boundaries=[1, 2] ; features[price].transform=Log",
+        "spec.features[0].boundaries",
+        "is only for transform Bucket",
+        "features[price].boundaries=[1, 2] ; features[price].transform=Bucket",
+    ),
+    "numBuckets is for Bucket": Case(
+        RANKING,
+        "features[price].numBuckets=4",
+        "spec.features[0].numBuckets",
+        "is only for transform Bucket",
+        "features[price].numBuckets=4 ; features[price].transform=Bucket",
+    ),
+    "boundaries increase": Case(
+        RANKING,
+        "features[price].transform=Bucket ; features[price].boundaries=[1, 2, 2]",
+        "spec.features[0].boundaries",
+        "must be one or more increasing numbers",
+        "features[price].transform=Bucket ; features[price].boundaries=[1, 2, 2.5]",
+    ),
+    "boundaries are not empty": Case(
+        RANKING,
+        "features[price].transform=Bucket ; features[price].boundaries=[]",
+        "spec.features[0].boundaries",
+        "must be one or more increasing numbers",
+        "features[price].transform=Bucket ; features[price].boundaries=[0]",
+    ),
+    "boundaries or numBuckets, not both": Case(
+        RANKING,
+        "features[price].transform=Bucket ; features[price].boundaries=[1] ; features[price].numBuckets=2",
+        "spec.features[0].numBuckets",
+        "must be left out when boundaries are given",
+        "features[price].transform=Bucket ; features[price].numBuckets=2",
+    ),
+    # One label
+    "classes need a number": Case(
+        RANKING,
+        "labels[click].task=MultiClass",
+        "spec.labels[0].numClasses",
+        "is required for task MultiClass",
+        "labels[click].task=MultiClass ; labels[click].numClasses=3",
+    ),
+    "several labels in one need a number": Case(
+        RANKING,
+        "labels[click].task=MultiLabel",
+        "spec.labels[0].numClasses",
+        "is required for task MultiLabel",
+        "labels[click].task=MultiLabel ; labels[click].numClasses=3",
+    ),
+    "no classes for Binary": Case(
+        RANKING,
+        "labels[click].numClasses=2",
+        "spec.labels[0].numClasses",
+        "is not for task Binary",
+        "labels[click].task=Binary",
+    ),
+    # The model's section
+    "the named section is there": Case(
+        RANKING,
+        "model.dlrm=",
+        "spec.model.dlrm",
+        "is required for type DLRM; {} takes the defaults",
+        "model.dlrm={}",
+    ),
+    "no other section is there": Case(
+        RANKING,
+        "model.deepFm={}",
+        "spec.model.deepFm",
+        "must be left out: type is DLRM",
+        "model={type: DeepFM, deepFm: {}}",
+    ),
+    # Raw input
+    "raw input has a uri": Case(
+        RANKING,
+        "data.source.format=Parquet",
+        "spec.data.source.uri",
+        "is required for format Parquet",
+        "data.source.format=Parquet ; data.source.uri=raw",
+    ),
+    "synthetic rows have no uri": Case(
+        RANKING,
+        "data.source.format=Synthetic ; data.source.uri=raw",
+        "spec.data.source.uri",
+        "must be left out: Synthetic makes its rows",
+        "data.source.format=Synthetic ; data.source.rows=5",
+    ),
+    "synthetic rows have no validation input": Case(
+        RANKING,
+        "data.source.format=Synthetic ; data.source.validationUri=raw",
+        "spec.data.source.validationUri",
+        "must be left out",
+        "data.source.format=Synthetic",
+    ),
+    "synthetic rows have no validation share": Case(
+        RANKING,
+        "data.source.format=Synthetic ; data.source.validationFraction=0.5",
+        "spec.data.source.validationFraction",
+        "must be left out",
+        "data.source={format: Parquet, uri: raw, validationFraction: 0.5}",
+    ),
+    "rows are for Synthetic": Case(
+        RANKING,
+        "data.source={format: Parquet, uri: raw, rows: 5}",
+        "spec.data.source.rows",
+        "is only for format Synthetic",
+        "data.source={format: Synthetic, rows: 5}",
+    ),
+    "delimiter is for Triples": Case(
+        RANKING,
+        'data.source={format: Parquet, uri: raw, delimiter: ";"}',
+        "spec.data.source.delimiter",
+        "is only for format Triples",
+        'data.source={format: Triples, uri: raw, delimiter: ";"}',
+    ),
+    "columns are for Triples and Parquet": Case(
+        RANKING,
+        "data.source={format: Criteo, uri: raw, columns: {click: c0}}",
+        "spec.data.source.columns",
+        "is only for formats Triples and Parquet",
+        "data.source={format: Parquet, uri: raw, columns: {click: c0}}",
+    ),
+    "columns name features or labels": Case(
+        RANKING,
+        "data.source={format: Parquet, uri: raw, columns: {clicks: c0}}",
+        "spec.data.source.columns.clicks",
+        "must be a feature or a label",
+        "data.source={format: Parquet, uri: raw, columns: {click: c0, brand: c1}}",
+    ),
+    "validation input or a share, not both": Case(
+        RANKING,
+        "data.source={format: Parquet, uri: raw, validationUri: raw2, validationFraction: 0.5}",
+        "spec.data.source.validationFraction",
+        "must be left out: validationUri is given",
+        "data.source={format: Parquet, uri: raw, validationUri: raw2}",
+    ),
+    "validation input needs shards to go to": Case(
+        RANKING,
+        "data.source={format: Parquet, uri: raw, validationUri: raw2} ; data.validation=",
+        "spec.data.validation",
+        "is required: source.validationUri is converted to it",
+        "data.source={format: Parquet, uri: raw} ; data.validation=",
+    ),
+    "interactions give a user and an item": Case(
+        RANKING,
+        "data.source={format: Interactions, uri: raw}",
+        "spec.features",
+        "must have a Categorical feature user_id: Interactions gives user and item",
+        "data.source={format: Interactions, uri: raw} ; model.userId=brand ; model.itemId=shop",
+    ),
+    "sequences give a user and an item": Case(
+        RANKING,
+        "data.source={format: Sequences, uri: raw} ; model.userId=brand",
+        "spec.features",
+        "must have a Categorical feature item_id: Sequences gives user and item",
+        "data.source={format: Sequences, uri: raw} ; model.userId=brand ; model.itemId=shop",
+    ),
+    # Optimizers, workers
+    "SGD has no weight decay": Case(
+        RANKING,
+        "training.optimizers.embedding={type: SGD, weightDecay: 0.1}",
+        "spec.training.optimizers.embedding.weightDecay",
+        "must be 0 with SGD",
+        "training.optimizers.embedding={type: SGD, weightDecay: 0}",
+    ),
+    "Adagrad has no weight decay": Case(
+        RANKING,
+        "training.optimizers.embedding={type: Adagrad, weightDecay: 0.1}",
+        "spec.training.optimizers.embedding.weightDecay",
+        "must be 0 with Adagrad",
+        "training.optimizers.embedding={type: RowWiseAdagrad, weightDecay: 0.1}",
+    ),
+    "the elastic range is not empty": Case(
+        RANKING,
+        "workers={replicas: 2, elastic: {minReplicas: 3, maxReplicas: 2}}",
+        "spec.workers.elastic.minReplicas",
+        "must be at most maxReplicas, 2",
+        "workers={replicas: 2, elastic: {minReplicas: 2, maxReplicas: 2}}",
+    ),
+    "replicas are in the elastic range": Case(
+        RANKING,
+        "workers={replicas: 5, elastic: {minReplicas: 1, maxReplicas: 4}}",
+        "spec.workers.replicas",
+        "must be between elastic.minReplicas and elastic.maxReplicas",
+        "workers={replicas: 4, elastic: {minReplicas: 1, maxReplicas: 4}}",
+    ),
+    # Between the parts
+    "names are unique among features": Case(
+        RANKING,
+        "features[brand].name=shop",
+        "spec.features[1].name",
+        "must be unique among features and labels",
+        "features[brand].name=make",
+    ),
+    "labels are not named as features": Case(
+        RANKING,
+        "labels[click].name=price",
+        "spec.labels[0].name",
+        "must be unique among features and labels",
+        "labels[click].name=bought",
+    ),
+    "a sequence is of a categorical": Case(
+        TWO_TOWER,
+        "features[history].of=age",
+        "spec.features[3].of",
+        "must name a Categorical feature of this job",
+        "features[history].of=user_id",
+    ),
+    "a shared table has one cardinality": Case(
+        RANKING,
+        "features[shop].table=brand ; features[shop].cardinality=11",
+        "spec.features[2].table",
+        "is shared with brand, so cardinality must be the same",
+        "features[shop].table=brand",
+    ),
+    "a shared table has one encoding": Case(
+        RANKING,
+        "features[shop].table=brand ; features[shop].encoding=Hashing",
+        "spec.features[2].table",
+        "is shared with brand, so encoding must be the same",
+        "features[shop].table=brand ; features[shop].encoding=Hashing ; features[brand].encoding=Hashing",
+    ),
+    "a shared table has one width": Case(
+        RANKING,
+        "features[shop].table=brand ; features[shop].embeddingDim=16",
+        "spec.features[2].table",
+        "is shared with brand, so embedding dim must be the same",
+        "features[shop].table=brand ; features[shop].embeddingDim=16 ; features[brand].embeddingDim=16",
+    ),
+    "a table has one pooling": Case(
+        RANKING,
+        "features[3]={name: a, kind: Sequence, of: brand, maxLength: 2, pooling: Sum}"
+        " ; features[2]={name: b, kind: Sequence, of: brand, maxLength: 2}",
+        "spec.features[3].pooling",
+        "must be Mean, as table brand has it",
+        "features[3]={name: a, kind: Sequence, of: brand, maxLength: 2, pooling: Mean}"
+        " ; features[2]={name: b, kind: Sequence, of: brand, maxLength: 2}",
+    ),
+    "constraints are for tables": Case(
+        TWO_TOWER,
+        "sharding.constraints=[{table: history}]",
+        "spec.sharding.constraints[0].table",
+        "must be an embedding table: item_id, user_id",
+        "sharding.constraints=[{table: item_id, types: [RowWise]}]",
+    ),
+    "TwoTower needs sides": Case(
+        TWO_TOWER,
+        "features[age].side=",
+        "spec.features[2].side",
+        "is required for TwoTower: User or Item",
+        "features[age].side=Item",
+    ),
+    "userId names a feature": Case(
+        TWO_TOWER,
+        "model.userId=visitor",
+        "spec.model.userId",
+        "must name a Categorical feature of side User; there is no feature of that name",
+        "model.userId=visitor ; features[user_id].name=visitor",
+    ),
+    "userId is of the user's side": Case(
+        TWO_TOWER,
+        "model.userId=item_id",
+        "spec.model.userId",
+        "must name a Categorical feature of side User; it is Categorical of side Item",
+        "model.userId=user_id",
+    ),
+    "itemId is categorical": Case(
+        TWO_TOWER,
+        "model.itemId=history",
+        "spec.model.itemId",
+        "must name a Categorical feature of side Item; it is Sequence of side User",
+        "model.itemId=item_id",
+    ),
+    "TwoTower has one label at most": Case(
+        TWO_TOWER,
+        "labels=[{name: a, task: Binary}, {name: b, task: Binary}]",
+        "spec.labels",
+        "must be at most one Binary label for TwoTower",
+        "labels=[{name: a, task: Binary}]",
+    ),
+    "TwoTower's label is binary": Case(
+        TWO_TOWER,
+        "labels=[{name: a, task: Regression}]",
+        "spec.labels",
+        "must be at most one Binary label for TwoTower",
+        "labels=[]",
+    ),
+    "BinaryCrossEntropy needs a label": Case(
+        TWO_TOWER,
+        "model.twoTower.loss=BinaryCrossEntropy",
+        "spec.labels",
+        "must have one Binary label: twoTower.loss is BinaryCrossEntropy",
+        "model.twoTower.loss=BinaryCrossEntropy ; labels=[{name: a, task: Binary}]",
+    ),
+    "ranking models have embeddings": Case(
+        RANKING,
+        "features=[{name: price, kind: Dense}]",
+        "spec.features",
+        "must have at least one Categorical or Sequence feature for DLRM",
+        "features=[{name: tags, kind: Sequence, cardinality: 3, maxLength: 2}]",
+    ),
+    "ranking models have one width": Case(
+        RANKING,
+        "features[brand].embeddingDim=8",
+        "spec.features[1].embeddingDim",
+        "must be the model's, 16: DLRM needs one width",
+        "features[brand].embeddingDim=16",
+    ),
+    "ranking models have labels": Case(
+        RANKING,
+        "labels=[]",
+        "spec.labels",
+        "must have at least one label for DLRM",
+        "labels=[{name: a, task: Regression}]",
+    ),
+    "ranking metrics need a retrieval model": Case(
+        RANKING,
+        "evaluation.metrics=[auc, recall@20]",
+        "spec.evaluation.metrics[1]",
+        "is a ranking metric, which needs a retrieval model, not DLRM",
+        "evaluation.metrics=[auc, log_loss]",
+    ),
+    "pointwise metrics need a label of their task": Case(
+        RANKING,
+        "evaluation.metrics=[accuracy]",
+        "spec.evaluation.metrics[0]",
+        "needs a label of task MultiClass",
+        "evaluation.metrics=[accuracy] ; labels=[{name: a, task: MultiClass, numClasses: 2}]",
+    ),
+    "early stopping is on a metric of the evaluation": Case(
+        RANKING,
+        "evaluation.metrics=[auc] ; training.earlyStopping.metric=log_loss",
+        "spec.training.earlyStopping.metric",
+        "must be one of auc",
+        "training.earlyStopping.metric=log_loss",
+    ),
+    "early stopping needs validation data": Case(
+        TWO_TOWER,
+        "data.validation= ; training.earlyStopping.metric=ndcg@20",
+        "spec.data.validation",
+        "is required: training.earlyStopping evaluates on it",
+        "training.earlyStopping.metric=ndcg@20",
+    ),
+    "metrics need validation data": Case(
+        TWO_TOWER,
+        "data.validation= ; evaluation.metrics=[mrr]",
+        "spec.data.validation",
+        "is required: evaluation.metrics are measured on it",
+        "data.validation=",
+    ),
+    "an index is for retrieval models": Case(
+        RANKING,
+        "publish.index={type: Faiss, uri: index}",
+        "spec.publish.index",
+        "is for retrieval models, not DLRM",
+        "publish.index=",
+    ),
+}
+
+# A field that is only for some kinds of feature: the feature of another kind that has it, the value, the kinds.
+FIELDS_OF_OTHER_KINDS = [
+    *(
+        ("price", field, value, "is not for a Dense feature, only for Categorical and Sequence")
+        for field, value in {
+            "encoding": "Identity",
+            "cardinality": "5",
+            "minCount": "1",
+            "unknown": "Refuse",
+            "embeddingDim": "16",
+            "table": "t",
+        }.items()
+    ),
+    *(
+        ("brand", field, value, "is not for a Categorical feature, only for Sequence")
+        for field, value in {"of": "shop", "maxLength": "3", "padding": "Left", "pooling": "Sum"}.items()
+    ),
+    *(
+        ("brand", field, value, "is not for a Categorical feature, only for Dense")
+        for field, value in {
+            "transform": "Log",
+            "boundaries": "[1]",
+            "numBuckets": "2",
+            "fillMissing": "0",
+        }.items()
+    ),
+]
+
+FIELDS_THAT_OF_REPLACES = {
+    "encoding": "Identity",
+    "cardinality": "20",
+    "minCount": "1",
+    "unknown": "Refuse",
+    "embeddingDim": "64",
+    "table": "item_id",
+}
+
+
+def problems_of(job: str, overrides: list[str]) -> list[tuple[str, str]]:
+    with pytest.raises(InvalidJobError) as caught:
+        parse_job(job, source="job", overrides=overrides)
+    lines = [line.removeprefix("job: ").split(": ", 1) for line in str(caught.value).splitlines()]
+    return [(path, message) for path, message in lines]
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_rule(case: Case) -> None:
+    found = problems_of(case.job, case.broken.split(" ; "))
+    assert any(path == case.path and message.startswith(case.message) for path, message in found), found
+    parse_job(case.job, source="job", overrides=case.kept.split(" ; "))
+
+
+@pytest.mark.parametrize(("feature", "field", "value", "message"), FIELDS_OF_OTHER_KINDS)
+def test_field_of_another_kind(feature: str, field: str, value: str, message: str) -> None:
+    found = problems_of(RANKING, [f"features[{feature}].{field}={value}"])
+    assert any(path.endswith(f".{field}") and line.startswith(message) for path, line in found), found
+
+
+@pytest.mark.parametrize(("field", "value"), FIELDS_THAT_OF_REPLACES.items())
+def test_sequence_of_a_feature_leaves_the_rest_to_it(field: str, value: str) -> None:
+    (path, message) = problems_of(TWO_TOWER, [f"features[history].{field}={value}"])[0]
+    assert path == f"spec.features[3].{field}"
+    assert message.startswith("must be left out: `of: item_id` says it")
+
+
+def test_all_problems_are_named_at_once() -> None:
+    overrides = ["labels=[]", "evaluation.metrics=[recall@20]", "publish.index={type: Faiss, uri: index}"]
+    assert [path for path, _ in problems_of(RANKING, overrides)] == [
+        "spec.labels",
+        "spec.evaluation.metrics[0]",
+        "spec.publish.index",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("job", "overrides", "metrics"),
+    [
+        (TWO_TOWER, [], ["recall@20", "ndcg@20", "hit_rate@20"]),
+        (RANKING, [], ["auc", "log_loss"]),
+        (RANKING, ["labels[click].task=Regression"], ["rmse"]),
+        (RANKING, ["labels=[{name: a, task: MultiClass, numClasses: 3}]"], ["accuracy"]),
+        (RANKING, ["labels=[{name: a, task: Regression}, {name: b, task: Binary}]"], ["auc", "log_loss", "rmse"]),
+        (RANKING, ["evaluation.metrics=[mse]"], ["mse"]),
+    ],
+)
+def test_default_metrics_follow_model_and_labels(job: str, overrides: list[str], metrics: list[str]) -> None:
+    assert parse_job(job, source="job", overrides=overrides).spec.metrics == metrics
