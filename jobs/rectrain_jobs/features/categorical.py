@@ -1,0 +1,271 @@
+"""Ids: from a raw value to a row of an embedding table.
+
+A table of cardinality n has rows 0 to n - 1 for ids, row n for values that are out of vocabulary and row n + 1 for
+missing ones. Missing are null, NaN and the empty text.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from rectrain.api.features import Encoding, Feature, UnknownPolicy
+from rectrain.api.tables import EXTRA_ROWS, encoding_of, unknown_policy_of
+from rectrain_jobs.features.transformer import FeatureTransformer
+from rectrain_jobs.features.values import (
+    ValueRefusedError,
+    canonical_text,
+    integer_of,
+    integers_of_text,
+    plain_array,
+    python_value,
+    shown,
+)
+
+HASH_SEED = 0
+_INT32_ROWS = 2**31
+
+
+def id_dtype(cardinality: int) -> np.dtype[Any]:
+    """Return the type of a table's row numbers: int32, or int64 where they do not fit."""
+    return np.dtype(np.int32 if cardinality + EXTRA_ROWS <= _INT32_ROWS else np.int64)
+
+
+class Categorical(FeatureTransformer):
+    """An id; subclasses say which row a known value has."""
+
+    def __init__(self, name: str, cardinality: int, unknown: UnknownPolicy) -> None:
+        """Describe the feature's table."""
+        self.name = name
+        self.cardinality = cardinality
+        self.unknown = unknown
+        self.dtype = id_dtype(cardinality)
+
+    @property
+    def out_of_vocabulary_row(self) -> int:
+        """Row of values that the encoding does not know."""
+        return self.cardinality
+
+    @property
+    def missing_row(self) -> int:
+        """Row of missing values."""
+        return self.cardinality + 1
+
+    @abstractmethod
+    def _known_row(self, value: Any) -> int | None:
+        """Return the row of a value that is not missing, or None when the encoding does not know it."""
+
+    @abstractmethod
+    def _expected(self) -> str:
+        """Say what values are known, for a message."""
+
+    def row_of(self, value: Any) -> int:
+        """Return the row of any raw value. This function is the transform: of batches and of single values.
+
+        Raises:
+            ValueRefusedError: The value is unknown and the feature refuses such, or it is neither text nor a number.
+        """
+        value = python_value(value)
+        if value is None:
+            return self.missing_row
+        try:
+            row = self._known_row(value)
+        except TypeError as error:
+            raise ValueRefusedError(self.name, f"value {shown(value)} {error}") from None
+        if row is not None:
+            return row
+        if self.unknown is UnknownPolicy.REFUSE:
+            raise ValueRefusedError(self.name, f"value {shown(value)} is not {self._expected()}")
+        return self.out_of_vocabulary_row
+
+    def transform_one(self, value: Any) -> Any:
+        """Return the row of one raw value, a numpy scalar of `dtype`."""
+        return self.dtype.type(self.row_of(value))
+
+    def transform(self, array: "pa.Array[Any]") -> npt.NDArray[Any]:
+        """Return the rows of a batch of raw values, `[rows]` of `dtype`: `row_of` applied to each distinct value."""
+        array = plain_array(array)
+        if len(array) == 0 or pa.types.is_null(array.type):
+            return np.full(len(array), self.missing_row, self.dtype)
+        try:
+            encoded: Any = array.dictionary_encode()
+        except pa.ArrowNotImplementedError:
+            raise ValueRefusedError(self.name, f"has type {array.type}; an id is text or a number", row=0) from None
+        codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        values = encoded.dictionary.to_pylist()
+        rows = np.empty(len(values) + 1, self.dtype)
+        rows[-1] = self.missing_row
+        for code, value in enumerate(values):
+            try:
+                rows[code] = self.row_of(value)
+            except ValueRefusedError as error:
+                raise error.at_row(int(np.argmax(codes == code))) from None
+        encoded_rows: npt.NDArray[Any] = rows[codes]
+        return encoded_rows
+
+
+class Identity(Categorical):
+    """Integers from 0 to cardinality - 1, which are rows as they are."""
+
+    def _known_row(self, value: Any) -> int | None:
+        number = integer_of(value)
+        return number if number is not None and 0 <= number < self.cardinality else None
+
+    def _expected(self) -> str:
+        return f"an id from 0 to {self.cardinality - 1} (cardinality {self.cardinality})"
+
+    def transform(self, array: "pa.Array[Any]") -> npt.NDArray[Any]:
+        """Return the rows of a batch; integers, the common case, without a look at each distinct value."""
+        array = plain_array(array)
+        if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+            array = integers_of_text(array) or array
+        if not pa.types.is_integer(array.type) or array.null_count:
+            return super().transform(array)
+        ids = array.to_numpy(zero_copy_only=False)
+        unknown = (
+            (ids < 0) | (ids >= np.uint64(self.cardinality))
+            if ids.dtype == np.uint64
+            else ((ids < 0) | (ids >= self.cardinality))
+        )
+        if not unknown.any():
+            return ids.astype(self.dtype)
+        first = int(np.argmax(unknown))
+        try:
+            row = self.row_of(ids[first])
+        except ValueRefusedError as error:
+            raise error.at_row(first) from None
+        return np.where(unknown, row, ids).astype(self.dtype)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return nothing: no value is learnt."""
+        return {}
+
+
+class Hashing(Categorical):
+    """Any value: XXH64 (seed 0) of the UTF-8 of its canonical text, modulo cardinality.
+
+    Values that hash to the same row share its embedding. Of n distinct values in c rows a share of about
+    1 - exp(-n / c) shares a row with another.
+    """
+
+    def _known_row(self, value: Any) -> int | None:
+        text = canonical_text(value).encode("utf-8", "surrogatepass")
+        return xxhash.xxh64_intdigest(text, HASH_SEED) % self.cardinality
+
+    def _expected(self) -> str:
+        raise AssertionError("hashing knows every value")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return nothing: no value is learnt."""
+        return {}
+
+
+class Vocabulary:
+    """The values learnt for one embedding table, by falling frequency; shared by the features of the table.
+
+    Attributes:
+        name: Name of the feature that owns it; the file that keeps it is named after it.
+        limit: The most values that are kept.
+        min_count: Values seen fewer times are left out.
+        values: Canonical texts in the order of their rows.
+        counts: How often each was seen in the training data.
+    """
+
+    def __init__(self, name: str, limit: int, min_count: int = 1) -> None:
+        """Describe a vocabulary that has not learnt yet."""
+        self.name = name
+        self.limit = limit
+        self.min_count = min_count
+        self.values: list[str] = []
+        self.counts: list[int] = []
+        self.rows: dict[str, int] = {}
+        self._seen: dict[str, int] = {}
+
+    def count(self, values: Iterable[tuple[Any, int]]) -> None:
+        """Add to the number of times that values were seen; missing values do not count."""
+        seen = self._seen
+        for value, times in values:
+            value = python_value(value)
+            if value is not None:
+                text = canonical_text(value)
+                seen[text] = seen.get(text, 0) + times
+
+    def settle(self) -> None:
+        """Keep the most frequent values; of equally frequent ones the smaller, numbers (if all are) by value."""
+        numbers = all(_is_integer_text(text) for text in self._seen)
+        kept = [item for item in self._seen.items() if item[1] >= self.min_count]
+        kept.sort(key=(lambda item: (-item[1], int(item[0]))) if numbers else (lambda item: (-item[1], item[0])))
+        del kept[self.limit :]
+        self.restore([text for text, _ in kept], [times for _, times in kept])
+        self._seen = {}
+
+    def restore(self, values: list[str], counts: list[int]) -> None:
+        """Set what was learnt."""
+        self.values, self.counts = values, counts
+        self.rows = {text: row for row, text in enumerate(values)}
+
+
+def _is_integer_text(text: str) -> bool:
+    number = integer_of(text)
+    return number is not None and str(number) == text
+
+
+class VocabularyLookup(Categorical):
+    """Values learnt from the training data."""
+
+    needs_fit = True
+
+    def __init__(self, name: str, unknown: UnknownPolicy, vocabulary: Vocabulary) -> None:
+        """Look values up in a vocabulary, which other features of the table may share."""
+        super().__init__(name, vocabulary.limit, unknown)
+        self.vocabulary = vocabulary
+
+    def _known_row(self, value: Any) -> int | None:
+        return self.vocabulary.rows.get(canonical_text(value))
+
+    def _expected(self) -> str:
+        return f"in the vocabulary of {len(self.vocabulary.values)} values learnt from the training data"
+
+    def partial_fit(self, array: "pa.Array[Any]") -> None:
+        """Count the values of a batch."""
+        array = plain_array(array)
+        if len(array) == 0 or pa.types.is_null(array.type):
+            return
+        try:
+            counted: Any = pc.value_counts(array)
+            self.vocabulary.count(zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True))
+        except (TypeError, pa.ArrowNotImplementedError):
+            raise ValueRefusedError(self.name, f"has type {array.type}; an id is text or a number", row=0) from None
+
+    def finish_fit(self) -> None:
+        """Settle the vocabulary, unless a feature that shares it has."""
+        if not self.vocabulary.rows:
+            self.vocabulary.settle()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return which vocabulary is used."""
+        return {"vocabulary": self.vocabulary.name, "values": len(self.vocabulary.values)}
+
+
+def categorical_transformer(feature: Feature, vocabulary: Vocabulary | None) -> Categorical:
+    """Return the transformer of a Categorical feature, or of the elements of a Sequence that has ids of its own.
+
+    Args:
+        feature: The feature.
+        vocabulary: The vocabulary of its table, for encoding Vocabulary.
+    """
+    assert feature.cardinality is not None, "Feature.rules() asks for it"
+    unknown = unknown_policy_of(feature)
+    match encoding_of(feature):
+        case Encoding.IDENTITY:
+            return Identity(feature.name, feature.cardinality, unknown)
+        case Encoding.HASHING:
+            return Hashing(feature.name, feature.cardinality, unknown)
+        case Encoding.VOCABULARY:
+            assert vocabulary is not None
+            return VocabularyLookup(feature.name, unknown, vocabulary)

@@ -1,0 +1,243 @@
+"""The features of a job, fitted: applied to batches and to single requests, saved beside the data and the model."""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from rectrain.api.errors import UserError
+from rectrain.api.features import Encoding, Feature, FeatureKind, Padding
+from rectrain.api.tables import encoding_of
+from rectrain_jobs.features.categorical import Categorical, Vocabulary, categorical_transformer
+from rectrain_jobs.features.dense import dense_transformer
+from rectrain_jobs.features.sequence import Sequence as SequenceTransformer
+from rectrain_jobs.features.transformer import FeatureTransformer
+from rectrain_jobs.storage import LocalStore, ObjectStore
+
+FORMAT_VERSION = 1
+FEATURES_FILE = "features.json"
+
+
+class FeatureSet:
+    """Features with everything they learnt.
+
+    Attributes:
+        features: The definitions, in the job's order.
+        transformers: By feature name.
+    """
+
+    def __init__(self, features: Sequence[Feature], fitted: Mapping[str, Any] | None = None) -> None:
+        """Make the transformers of some features.
+
+        Args:
+            features: The definitions.
+            fitted: By feature name what its transformer's `to_json` gave; None for features that are still to fit.
+        """
+        self.features = list(features)
+        self.vocabularies = _vocabularies(self.features)
+        self.transformers = _transformers(self.features, self.vocabularies, fitted or {})
+
+    @property
+    def needs_fit(self) -> bool:
+        """Whether some feature learns from the training data."""
+        return any(transformer.needs_fit for transformer in self.transformers.values())
+
+    @property
+    def fitted_names(self) -> list[str]:
+        """Names of the features that learn from the training data."""
+        return [name for name, transformer in self.transformers.items() if transformer.needs_fit]
+
+    def partial_fit(self, batch: pa.RecordBatch | Mapping[str, Any]) -> None:
+        """Take in one batch of the training data."""
+        for name in self.fitted_names:
+            self.transformers[name].partial_fit(_column(batch, name))
+
+    def finish_fit(self) -> None:
+        """Settle what was learnt, after the last batch."""
+        for transformer in self.transformers.values():
+            transformer.finish_fit()
+
+    def select(self, names: Iterable[str]) -> "FeatureSet":
+        """Return a set of only some features, which shares their transformers: those of one tower, for instance."""
+        wanted = set(names)
+        part = FeatureSet.__new__(FeatureSet)
+        part.features = [feature for feature in self.features if feature.name in wanted]
+        part.vocabularies = self.vocabularies
+        part.transformers = {feature.name: self.transformers[feature.name] for feature in part.features}
+        return part
+
+    def transform_batch(self, batch: pa.RecordBatch | Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+        """Return the columns of a batch as the model reads them.
+
+        Args:
+            batch: Raw values: Arrow arrays, by feature name.
+
+        Returns:
+            By feature name: Categorical int32 or int64 `[rows]`, Dense float32 `[rows]`, Sequence int32 or int64
+            `[rows, max_length]` with -1 where there is no element.
+
+        Raises:
+            ValueRefusedError: A value is not one that its feature takes; it names feature, value and row.
+            UserError: A feature has no column.
+        """
+        return {name: transformer.transform(_column(batch, name)) for name, transformer in self.transformers.items()}
+
+    def transform_one(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return one row as the model reads it: what `transform_batch` returns for it, without the first dimension.
+
+        Args:
+            row: Raw values by feature name; those that are absent or None are missing.
+
+        Raises:
+            ValueRefusedError: A value is not one that its feature takes.
+        """
+        get = row.get
+        return {name: transformer.transform_one(get(name)) for name, transformer in self.transformers.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of features.json, without the digests of vocabularies."""
+        return {
+            "version": FORMAT_VERSION,
+            "features": [
+                {
+                    "definition": feature.model_dump(mode="json", by_alias=True, exclude_none=True),
+                    "fitted": self.transformers[feature.name].to_json(),
+                }
+                for feature in self.features
+            ],
+        }
+
+    def save(self, target: ObjectStore | str | Path) -> None:
+        """Write features.json and vocabulary.<feature>.parquet; features.json last.
+
+        Args:
+            target: A store or a local folder.
+        """
+        store = _store(target)
+        digests = {}
+        for vocabulary in self.vocabularies.values():
+            data = _vocabulary_bytes(vocabulary)
+            digests[vocabulary.name] = hashlib.sha256(data).hexdigest()
+            store.write_bytes(vocabulary_file(vocabulary.name), data)
+        document = {**self.to_json(), "vocabularies": {name: {"sha256": digest} for name, digest in digests.items()}}
+        store.write_bytes(FEATURES_FILE, (json.dumps(document, indent=1) + "\n").encode())
+
+    @classmethod
+    def load(cls, source: ObjectStore | str | Path) -> "FeatureSet":
+        """Read what `save` wrote.
+
+        Args:
+            source: A store or a local folder.
+
+        Raises:
+            UserError: A file is missing, damaged, does not belong to the others, or is of an unknown version.
+        """
+        store = _store(source)
+        where = store.uri_of(FEATURES_FILE)
+        try:
+            document = json.loads(store.read_bytes(FEATURES_FILE))
+            version = document["version"]
+            if version != FORMAT_VERSION:
+                raise UserError(f"{where}: version {version!r} is not known; this release reads {FORMAT_VERSION}")
+            features = [Feature.model_validate(entry["definition"]) for entry in document["features"]]
+            loaded = cls(features, {entry["definition"]["name"]: entry["fitted"] for entry in document["features"]})
+            digests = {name: entry["sha256"] for name, entry in document["vocabularies"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{where}: is not a feature file of rectrain: {type(error).__name__}: {reason}") from None
+        for vocabulary in loaded.vocabularies.values():
+            name = vocabulary_file(vocabulary.name)
+            data = store.read_bytes(name)
+            if hashlib.sha256(data).hexdigest() != digests.get(vocabulary.name):
+                raise UserError(f"{store.uri_of(name)}: does not belong to {where}; convert the data again")
+            table: Any = pq.read_table(io.BytesIO(data))
+            vocabulary.restore(table.column("value").to_pylist(), table.column("count").to_pylist())
+        return loaded
+
+
+def fit(features: Sequence[Feature], batches: Iterable[pa.RecordBatch | Mapping[str, Any]]) -> FeatureSet:
+    """Learn vocabularies and statistics from the training data, in one pass.
+
+    Args:
+        features: The definitions, as in `spec.features`.
+        batches: The raw training data, a column for each feature; not read when no feature learns anything.
+
+    Raises:
+        ValueRefusedError: A value is not one that its feature takes.
+    """
+    feature_set = FeatureSet(features)
+    if feature_set.needs_fit:
+        for batch in batches:
+            feature_set.partial_fit(batch)
+        feature_set.finish_fit()
+    return feature_set
+
+
+def vocabulary_file(name: str) -> str:
+    """Return the name of the file that keeps the vocabulary owned by a feature."""
+    return f"vocabulary.{name}.parquet"
+
+
+def _vocabularies(features: Sequence[Feature]) -> dict[str, Vocabulary]:
+    """Return the vocabularies by table: features that share a table must give the same row to the same value."""
+    found: dict[str, Vocabulary] = {}
+    for feature in features:
+        if feature.kind is FeatureKind.DENSE or feature.of is not None:
+            continue
+        if encoding_of(feature) is Encoding.VOCABULARY:
+            assert feature.cardinality is not None, "Feature.rules() asks for it"
+            table = feature.table or feature.name
+            found.setdefault(table, Vocabulary(feature.name, feature.cardinality, feature.min_count or 1))
+    return found
+
+
+def _transformers(
+    features: Sequence[Feature], vocabularies: Mapping[str, Vocabulary], fitted: Mapping[str, Any]
+) -> dict[str, FeatureTransformer]:
+    ids: dict[str, Categorical] = {
+        feature.name: categorical_transformer(feature, vocabularies.get(feature.table or feature.name))
+        for feature in features
+        if feature.kind is not FeatureKind.DENSE and feature.of is None
+    }
+    made: dict[str, FeatureTransformer] = {}
+    for feature in features:
+        match feature.kind:
+            case FeatureKind.CATEGORICAL:
+                made[feature.name] = ids[feature.name]
+            case FeatureKind.DENSE:
+                made[feature.name] = dense_transformer(feature, fitted.get(feature.name))
+            case FeatureKind.SEQUENCE:
+                assert feature.max_length is not None, "Feature.rules() asks for it"
+                padding = feature.padding or Padding.RIGHT
+                elements = ids[feature.of or feature.name]
+                made[feature.name] = SequenceTransformer(feature.name, elements, feature.max_length, padding)
+    return made
+
+
+def _vocabulary_bytes(vocabulary: Vocabulary) -> bytes:
+    table = pa.table(
+        {"value": pa.array(vocabulary.values, pa.string()), "count": pa.array(vocabulary.counts, pa.int64())}
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _column(batch: pa.RecordBatch | Mapping[str, Any], name: str) -> Any:
+    columns: Any = batch
+    try:
+        return columns[name]
+    except KeyError:
+        known = batch.schema.names if isinstance(batch, pa.RecordBatch) else list(batch)
+        raise UserError(f"feature {name}: there is no such column; the data has {', '.join(known) or 'none'}") from None
+
+
+def _store(place: ObjectStore | str | Path) -> ObjectStore:
+    return LocalStore(Path(place)) if isinstance(place, str | Path) else place
