@@ -59,6 +59,10 @@ test-unit: $(SYNCED) ## Run the tests that need no processes and no servers.
 test-worker: $(SYNCED) ## Run the tests of the worker: torch processes over gloo, object storage in MinIO.
 	$(BIN)/pytest tests/worker $(PYTEST_ARGS)
 
+.PHONY: bench
+bench: $(SYNCED) ## Run the benchmarks.
+	for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python "$$benchmark"; done
+
 .PHONY: clean
 clean: ## Remove caches and build outputs; .venv and ~/.cache stay.
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -119,7 +119,6 @@ def test_links_of_the_page_lead_somewhere() -> None:
     targets = re.findall(r'<a id="([^"]+)">', page)
     assert len(targets) == len(set(targets))
     assert set(re.findall(r"\]\(#([^)]+)\)", page)) == set(targets)
-    assert (ROOT / "docs/reference" / "../job-file.md").is_file()
 
 
 def test_rows_of_the_page_have_four_cells() -> None:
