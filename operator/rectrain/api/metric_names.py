@@ -93,7 +93,11 @@ DEFINITIONS: dict[str, MetricDefinition] = {
             "He et al. 2014, Practical Lessons from Predicting Clicks on Ads at Facebook, section 3",
         ),
         _pointwise(
-            "mse", "minimize", "Binary Regression", "Mean squared error; on a binary label, the Brier score.", ""
+            "mse",
+            "minimize",
+            "Binary Regression",
+            "Mean squared error; on a binary label, the Brier score.",
+            _SKLEARN + "mean_squared_error",
         ),
         _pointwise(
             "rmse",
