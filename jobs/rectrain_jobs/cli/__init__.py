@@ -1,0 +1,1 @@
+"""The parts of the `rectrain` command that need the worker packages."""

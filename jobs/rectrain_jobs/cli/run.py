@@ -1,0 +1,73 @@
+"""`rectrain run`: a whole job on this machine."""
+
+import hashlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import click
+
+from rectrain.api import RecTrainingJob, UserError, dump_job, load_job
+
+
+@click.command()
+@click.argument("job_file", metavar="JOB", type=click.Path())
+@click.option("--output", metavar="DIR", help="Folder of the results. Default: runs/<name>-<digest of the job>.")
+@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a field of the job.")
+@click.option("--restart", is_flag=True, help="Remove what an earlier run left in the output folder, and begin anew.")
+def run(job_file: str, output: str | None, overrides: tuple[str, ...], restart: bool) -> None:
+    r"""Train a job on this machine: convert its data if need be, train, evaluate, record.
+
+    Run again, it continues from the newest checkpoint; a run that has ended shows its results.
+
+    \b
+    Examples:
+      rectrain run examples/amazon-cds/job.yaml
+      rectrain run examples/amazon-cds/job.yaml --set training.maxSteps=50
+      rectrain run job.yaml --output out --set workers.replicas=4
+
+    \b
+    Exit codes: 0 done; 2 something in the job, the data or the environment is wrong; 4 the loss is not finite;
+    143 stopped by SIGTERM or Ctrl-C, with a checkpoint from which the next run continues.
+    """
+    job = load_job(job_file, overrides)
+    folder = Path(output) if output is not None else Path("runs") / f"{job.metadata.name}-{_digest(job)}"
+    from rectrain_jobs.resolution import resolve_paths, storage_options
+    from rectrain_jobs.training.launch import run_ranks
+    from rectrain_jobs.training.output import RunOutput
+
+    job = resolve_paths(job, Path(job_file).parent)
+    if restart and folder.exists():
+        if not (folder / "run.json").exists() and any(folder.iterdir()):
+            raise UserError(f"--restart: {folder} holds no run of rectrain; remove it yourself or use another --output")
+        shutil.rmtree(folder)
+    run_output = RunOutput(str(folder.absolute()), storage_options(job))
+    run_output.identity(job)
+    click.echo(f"output {folder}", err=True)
+    _convert(job)
+    resolved = run_output.local / "job.yaml"
+    resolved.write_text(dump_job(job))
+    code, reason = run_ranks(["--job", str(resolved), "--output", run_output.uri], job.spec.workers.world_size)
+    if reason:
+        click.echo(f"error: {reason}" if code != 143 else reason, err=True)
+    elif code not in (0, 143):
+        click.echo(f"error: a rank ended with exit code {code}" + _hint(code), err=True)
+    sys.exit(code)
+
+
+def _convert(job: RecTrainingJob) -> None:
+    if job.spec.data.source is None:
+        return
+    from rectrain_jobs.data.convert import ensure_converted
+
+    ensure_converted(job.spec)
+
+
+def _hint(code: int) -> str:
+    return ": it was killed, perhaps for want of memory; run again to continue" if code == 137 else ""
+
+
+def _digest(job: RecTrainingJob) -> str:
+    spec = job.spec.model_dump(mode="json", exclude_defaults=True)
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,0 +1,44 @@
+"""The job as MLflow parameters and its names as MLflow's, within the limits that MLflow has."""
+
+from typing import Any
+
+from rectrain.api.job import RecTrainingJob
+
+MAX_KEY, MAX_VALUE, MAX_PARAMETERS = 250, 6000, 1000
+"""Longest key and value that MLflow's stores take, and the most parameters of a run that are still of use to people."""
+
+
+def parameters_of(job: RecTrainingJob) -> dict[str, str]:
+    """Return the resolved spec, defaults included, flattened to text; what no one has set is left out.
+
+    Features and labels go by name. Where that makes more than 1,000 parameters the single features are left out; the
+    job file among the run's artifacts has them.
+    """
+    spec = job.spec.model_dump(mode="json", exclude_none=True)
+    spec.pop("workers", None)
+    spec["workers"] = {"worldSize": job.spec.workers.world_size}
+    flat = _flatten(spec)
+    if len(flat) > MAX_PARAMETERS:
+        flat = {key: value for key, value in flat.items() if not key.startswith("features.")}
+        flat["features"] = f"{len(job.spec.features)} features"
+    return {
+        key[:MAX_KEY]: value if len(value) <= MAX_VALUE else value[: MAX_VALUE - 1] + "…" for key, value in flat.items()
+    }
+
+
+def metric_key(name: str) -> str:
+    """Return a metric's name as MLflow takes it, which has no @: recall@20 becomes recall_at_20."""
+    return name.replace("@", "_at_")
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
+    if isinstance(value, dict) and value:
+        found: dict[str, str] = {}
+        for key, inner in value.items():
+            found |= _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+        return found
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        named = {str(item.get("name", item.get("table", number))): item for number, item in enumerate(value)}
+        without_names = {name: {k: v for k, v in item.items() if k != "name"} for name, item in named.items()}
+        return _flatten(without_names, prefix)
+    return {prefix: str(value)}

@@ -1,0 +1,1 @@
+"""Training: the trainer, its sharding plan, optimizers and checkpoints."""

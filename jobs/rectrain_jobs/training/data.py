@@ -1,0 +1,253 @@
+"""What the trainer reads: checked batches of shards, item counts, negatives."""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+
+from rectrain.api.errors import UserError
+from rectrain.api.features import Feature, FeatureKind, Side
+from rectrain.api.job import RecTrainingJob, RecTrainingJobSpec
+from rectrain.api.models import TwoTower
+from rectrain.api.tables import categorical_of, embedding_tables, table_of
+from rectrain_jobs.data.batch import Batch, BatchBuilder
+from rectrain_jobs.data.mds import ColumnBatch, MDSDataset, Order, Position, World
+from rectrain_jobs.resolution import cache_limit_bytes, storage_options
+from rectrain_jobs.training.distributed import Ranks
+
+Columns = dict[str, npt.NDArray[Any]]
+
+SCAN_ROWS = 1 << 16
+"""Rows read at once when a whole dataset is gone through."""
+
+
+def open_dataset(job: RecTrainingJob, uri: str, columns: Sequence[str]) -> MDSDataset:
+    """Open a dataset of the job and check that it has the columns that are read.
+
+    Raises:
+        UserError: It cannot be read, is empty, or lacks a column.
+    """
+    directory = job.spec.data.cache.directory
+    dataset = MDSDataset(
+        uri,
+        storage_options(job),
+        cache_dir=Path(directory) if directory is not None else None,
+        cache_limit=cache_limit_bytes(job),
+    )
+    for column in columns:
+        if column not in dataset.columns:
+            raise UserError(
+                f"{uri}: has no column {column!r}, which the job names; its columns are {', '.join(dataset.columns)}"
+            )
+    if dataset.num_samples == 0:
+        raise UserError(f"{uri}: has no rows")
+    return dataset
+
+
+class RowChecker:
+    """Checks every batch before it reaches a kernel, which would not: ids in range, numbers finite.
+
+    Args:
+        spec: The job.
+        dataset: What the rows are from, for messages.
+    """
+
+    def __init__(self, spec: RecTrainingJobSpec, dataset: MDSDataset) -> None:
+        """Look up the number of rows of each feature's table."""
+        rows = {table.name: table.num_embeddings for table in embedding_tables(spec)}
+        self._dataset = dataset
+        self._ids = [(f, rows[table_of(spec, f)]) for f in spec.features if f.kind is not FeatureKind.DENSE]
+        self._dense = [f.name for f in spec.features if f.kind is FeatureKind.DENSE]
+        self._labels = [label.name for label in spec.labels]
+
+    def check(self, columns: Columns, sample_ids: npt.NDArray[np.int64]) -> None:
+        """Check the columns of a batch that are features or labels.
+
+        Raises:
+            UserError: A value is wrong; the message names feature, value, row and what would be right.
+        """
+        for feature, num_rows in self._ids:
+            column = columns.get(feature.name)
+            if column is None or column.size == 0:
+                continue
+            lowest = -1 if feature.kind is FeatureKind.SEQUENCE else 0
+            if column.min() < lowest or column.max() >= num_rows:
+                self._refuse_id(feature, column, sample_ids, lowest, num_rows)
+        for name in (*self._dense, *self._labels):
+            column = columns.get(name)
+            if column is not None and not np.isfinite(column).all():
+                row = np.flatnonzero(~np.isfinite(column).reshape(len(column), -1).all(axis=1))[0]
+                raise UserError(
+                    f"{self._dataset.uri}: row {sample_ids[row]}: {name} is {column[row]}; must be a finite number"
+                )
+
+    def _refuse_id(
+        self,
+        feature: Feature,
+        column: npt.NDArray[Any],
+        sample_ids: npt.NDArray[np.int64],
+        lowest: int,
+        num_rows: int,
+    ) -> None:
+        bad = (column < lowest) | (column >= num_rows)
+        row = int(np.flatnonzero(bad.reshape(len(column), -1).any(axis=1))[0])
+        value = column[bad][0]
+        raise UserError(
+            f"{self._dataset.uri}: row {sample_ids[row]}: feature {feature.name} has id {value}; must be 0 to "
+            f"{num_rows - 3} (cardinality {num_rows - 2}), {num_rows - 2} for out-of-vocabulary or {num_rows - 1} for "
+            "missing"
+        )
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """A batch on its way to the model.
+
+    Attributes:
+        batch: The rows.
+        sample_ids: int64 [rows] numbers of the rows in the dataset; -1 is padding.
+        after: Where a run that stops after this batch continues.
+    """
+
+    batch: Batch
+    sample_ids: npt.NDArray[np.int64]
+    after: Position
+
+
+class TrainingData:
+    """The training rows of one rank, in the order of StreamingDataset.
+
+    Args:
+        job: The job, with absolute URIs.
+        ranks: The process group.
+    """
+
+    def __init__(self, job: RecTrainingJob, ranks: Ranks) -> None:
+        """Open the dataset."""
+        spec = job.spec
+        self._ranks = ranks
+        self._spec = spec
+        self._builder = BatchBuilder(spec)
+        self.dataset = open_dataset(job, spec.data.train.uri, self._builder.columns)
+        self._checker = RowChecker(spec, self.dataset)
+        shuffle = spec.data.shuffle
+        self._order = Order(
+            shuffle=shuffle.enabled,
+            algorithm=shuffle.algorithm.value,
+            seed=shuffle.seed,
+            block_size=shuffle.block_size,
+        )
+        self._world = World(ranks.num_nodes, ranks.local_world_size, ranks.rank)
+        self._negatives = _negatives_of(spec, self.dataset)
+
+    def batches_in_epoch(self) -> int:
+        """Return the number of batches of a whole epoch, the same on every rank and in every epoch."""
+        rows_of_rank = -(-self.dataset.num_samples // self._world.num_ranks)
+        return -(-rows_of_rank // self._spec.training.batch_size)
+
+    def epoch(self, position: Position, first_step: int) -> Generator[TrainingBatch, None, None]:
+        """Read an epoch, or the rest of one; as many batches on every rank.
+
+        Args:
+            position: Where to begin.
+            first_step: Number of the first batch's step, which decides its negatives.
+
+        Raises:
+            UserError: A shard is damaged or cannot be fetched, or a value is out of range.
+        """
+        reader = self.dataset.training_epoch(
+            position,
+            batch_size=self._spec.training.batch_size,
+            world=self._world,
+            order=self._order,
+            columns=self._builder.columns,
+        )
+        last = len(reader) - 1
+        for number, rows in enumerate(reader):
+            after = rows.position.next_epoch() if number == last else rows.position
+            yield TrainingBatch(self._build(rows, first_step + number), rows.sample_ids, after)
+
+    def item_counts(self) -> torch.Tensor:
+        """Return how often each item is in the training data, int64 [rows of the item table]. All ranks call it."""
+        item = self._spec.feature(self._spec.model.item_id)
+        rows = next(t.num_embeddings for t in embedding_tables(self._spec) if item.name in t.features)
+        counts = np.zeros(rows, np.int64)
+        for batch in self.dataset.evaluation_pass(batch_size=SCAN_ROWS, world=self._world, columns=[item.name]):
+            self._checker.check(batch.columns, batch.sample_ids)
+            counts += np.bincount(batch.columns[item.name][batch.mask], minlength=rows)
+        total = torch.from_numpy(counts)
+        dist.all_reduce(total, group=self._ranks.control)
+        return total
+
+    def _build(self, rows: ColumnBatch, step: int) -> Batch:
+        self._checker.check(rows.columns, rows.sample_ids)
+        negatives = None if self._negatives is None else self._negatives.draw(step, self._ranks.rank)
+        return self._builder.build(rows.columns, rows.mask, negatives)
+
+
+class UniformNegatives:
+    """Items drawn uniformly, the same for a step and rank whenever it is run.
+
+    Args:
+        items: Item-side columns of every item.
+        count: Items drawn for a step on each rank.
+        seed: Seed of the draws.
+    """
+
+    def __init__(self, items: Columns, count: int, seed: int) -> None:
+        """Hold the items."""
+        self._items = items
+        self._count = count
+        self._seed = seed
+        self._num_items = len(next(iter(items.values())))
+
+    def draw(self, step: int, rank: int) -> Columns:
+        """Return item-side columns of the items of a step."""
+        rng = np.random.default_rng((self._seed, step, rank))
+        chosen = rng.integers(self._num_items, size=self._count)
+        return {name: column[chosen] for name, column in self._items.items()}
+
+
+def _negatives_of(spec: RecTrainingJobSpec, dataset: MDSDataset) -> UniformNegatives | None:
+    section = spec.model.section
+    if not isinstance(section, TwoTower) or section.negatives.uniform == 0:
+        return None
+    items = item_columns(spec, [dataset])
+    return UniformNegatives(items, section.negatives.uniform, spec.training.seed)
+
+
+def item_columns(spec: RecTrainingJobSpec, datasets: Sequence[MDSDataset]) -> Columns:
+    """Return the item-side columns of the corpus, one row for each item, by rising id.
+
+    Where the id is all that is known of an item, the corpus is every id of its cardinality. Otherwise it is the items
+    of the data, each with the features of its last row.
+
+    Args:
+        spec: The job.
+        datasets: Where items are looked for; a later dataset's rows come after.
+    """
+    item_id = spec.model.item_id
+    cardinality = categorical_of(spec, spec.feature(item_id)).cardinality
+    assert cardinality is not None, "Feature.rules() asks for it"
+    names = [f.name for f in spec.features if f.side is Side.ITEM]
+    if names == [item_id]:
+        return {item_id: np.arange(cardinality, dtype=np.int64)}
+    known = np.zeros(cardinality, bool)
+    found: Columns = {}
+    for dataset in datasets:
+        for batch in dataset.evaluation_pass(batch_size=SCAN_ROWS, columns=names):
+            ids = batch.columns[item_id]
+            inside = batch.mask & (ids < cardinality)
+            ids = ids[inside]
+            known[ids] = True
+            for name in names:
+                values = batch.columns[name][inside]
+                if name not in found:
+                    found[name] = np.zeros((cardinality, *values.shape[1:]), values.dtype)
+                found[name][ids] = values
+    return {name: values[known] for name, values in found.items()}

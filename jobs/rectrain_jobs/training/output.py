@@ -1,0 +1,107 @@
+"""The folder that a run leaves: points, plan, metrics, bundle, and the identity that a restart continues."""
+
+import json
+import math
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+from rectrain.api.errors import UserError
+from rectrain.api.job import RecTrainingJob
+from rectrain_jobs.storage import ObjectStore, Storage, StorageError, open_store
+
+IDENTITY = "run.json"
+_IDENTITY_SECTIONS = {"model", "features", "labels", "data", "training", "evaluation", "sharding"}
+
+
+class RunOutput:
+    """Where a run's results go, on this machine or in S3.
+
+    Attributes:
+        uri: The folder.
+        store: The folder as an object store.
+        local: A folder on this machine: the output itself, or a scratch folder when that is remote.
+    """
+
+    def __init__(self, uri: str, storage: Storage) -> None:
+        """Open the folder, which need not exist.
+
+        Raises:
+            UserError: The folder cannot be written.
+        """
+        self.store: ObjectStore = open_store(uri, storage)
+        self.uri = self.store.uri
+        folder = self.store.local_path("x")
+        self.local = folder.parent if folder is not None else Path(tempfile.mkdtemp(prefix="rectrain-run-"))
+        try:
+            self.local.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--output {uri}: cannot be written: {error.strerror}") from None
+
+    def identity(self, job: RecTrainingJob) -> str:
+        """Return the run's uid; the first process makes it, a restart finds it.
+
+        Raises:
+            UserError: The folder holds a run of another job.
+        """
+        wanted = identity_of(job)
+        if self.store.exists(IDENTITY):
+            found = json.loads(self.store.read_bytes(IDENTITY))
+            if found["job"] != wanted:
+                raise UserError(
+                    f"{self.uri}: holds the run of another job: {_difference(found['job'], wanted)}; "
+                    "use another --output, or --restart to remove it"
+                )
+            return str(found["uid"])
+        uid = job.metadata.uid or str(uuid.uuid4())
+        self._write(IDENTITY, {"uid": uid, "name": job.metadata.name, "job": wanted})
+        return uid
+
+    def write_metrics(self, metrics: dict[str, float]) -> None:
+        """Write metrics.json: final metrics by name, null where one is undefined."""
+        self._write("metrics.json", {k: None if math.isnan(v) else v for k, v in metrics.items()})
+
+    def write_plan(self, plan: dict[str, Any]) -> None:
+        """Write plan.json."""
+        self._write("plan.json", plan)
+
+    def write_progress(self, progress: dict[str, Any]) -> None:
+        """Write progress.json, on this machine only."""
+        partial = self.local / "progress.json.partial"
+        partial.write_text(json.dumps(progress))
+        partial.replace(self.local / "progress.json")
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write result.json: how the run ended."""
+        self._write("result.json", result)
+
+    def read_result(self) -> dict[str, Any] | None:
+        """Return how the run ended, or None if it has not."""
+        if not self.store.exists("result.json"):
+            return None
+        return json.loads(self.store.read_bytes("result.json"))  # type: ignore[no-any-return]
+
+    def read_metrics(self) -> dict[str, float]:
+        """Return the final metrics that an ended run left."""
+        found = json.loads(self.store.read_bytes("metrics.json"))
+        return {name: math.nan if value is None else float(value) for name, value in found.items()}
+
+    def _write(self, key: str, content: dict[str, Any]) -> None:
+        try:
+            self.store.write_bytes(key, json.dumps(content, indent=2).encode())
+        except StorageError as error:
+            raise UserError(f"--output: {error}") from None
+
+
+def identity_of(job: RecTrainingJob) -> dict[str, Any]:
+    """Return what makes a run the same run: all of the spec that its result depends on."""
+    return job.spec.model_dump(mode="json", include=_IDENTITY_SECTIONS, exclude_defaults=True)
+
+
+def _difference(found: Any, wanted: Any, path: str = "spec") -> str:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in {**found, **wanted}:
+            if found.get(key) != wanted.get(key):
+                return _difference(found.get(key), wanted.get(key), f"{path}.{key}")
+    return f"{path} was {json.dumps(found)}, and is {json.dumps(wanted)}"

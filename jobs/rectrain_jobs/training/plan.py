@@ -1,0 +1,326 @@
+"""The sharding plan: which rank holds which part of which embedding table.
+
+torchrec's planner chooses; this file gives it the memory that is really there, and says what it chose, what it takes
+and, when it does not fit, why.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from rich.table import Table
+from torch import nn
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
+from torchrec.distributed.types import ShardingPlan
+
+from rectrain.api.errors import UserError
+from rectrain.api.job import RecTrainingJobSpec
+from rectrain.api.quantities import format_bytes, parse_bytes
+from rectrain.api.tables import EmbeddingTable, embedding_tables
+from rectrain.api.training import ComputeKernel, ShardingType
+from rectrain_jobs.training.distributed import Ranks, host_memory_bytes
+from rectrain_jobs.training.optimizers import state_bytes_per_row
+
+_TYPES = {
+    ShardingType.DATA_PARALLEL: "data_parallel",
+    ShardingType.TABLE_WISE: "table_wise",
+    ShardingType.COLUMN_WISE: "column_wise",
+    ShardingType.ROW_WISE: "row_wise",
+    ShardingType.TABLE_ROW_WISE: "table_row_wise",
+    ShardingType.TABLE_COLUMN_WISE: "table_column_wise",
+    ShardingType.GRID: "grid_shard",
+}
+_KERNELS = {
+    ComputeKernel.DENSE: "dense",
+    ComputeKernel.FUSED: "fused",
+    ComputeKernel.FUSED_UVM: "fused_uvm",
+    ComputeKernel.FUSED_UVM_CACHING: "fused_uvm_caching",
+}
+_CPU_TYPES = (ShardingType.DATA_PARALLEL, ShardingType.TABLE_WISE, ShardingType.COLUMN_WISE)
+_CPU_KERNELS = (ComputeKernel.DENSE, ComputeKernel.FUSED)
+_NO_HOST_LIMIT = 1 << 50
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of a table on one rank; a data-parallel table has one, whole, on every rank.
+
+    Attributes:
+        rank: The rank.
+        rows: First row, and number of rows.
+        columns: First column, and number of columns.
+        num_bytes: float32 weights and optimizer state.
+    """
+
+    rank: int
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class PlannedTable:
+    """Where a table is.
+
+    Attributes:
+        name: The table.
+        rows: Its rows, those for out-of-vocabulary and missing included.
+        embedding_dim: Its width.
+        sharding: The sharding type.
+        kernel: The compute kernel.
+        shards: Its parts.
+    """
+
+    name: str
+    rows: int
+    embedding_dim: int
+    sharding: str
+    kernel: str
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """What the planner chose, for people and for plan.json.
+
+    Attributes:
+        device: cpu or cuda.
+        world_size: Number of ranks.
+        capacity: Bytes on a device (cuda) or of a rank's main memory (cpu) that the planner could use.
+        tables: The tables.
+    """
+
+    device: str
+    world_size: int
+    capacity: int
+    tables: tuple[PlannedTable, ...]
+
+    def bytes_of_rank(self) -> list[int]:
+        """Return the bytes of weights and optimizer state on each rank."""
+        total = [0] * self.world_size
+        for table in self.tables:
+            for shard in table.shards:
+                total[shard.rank] += shard.num_bytes
+        return total
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan for plan.json."""
+        return {"formatVersion": 1, **asdict(self), "bytesOfRank": self.bytes_of_rank()}
+
+    def to_table(self) -> Table:
+        """Return the plan as a table: a line for each table and rank."""
+        view = Table(title=f"Sharding plan for {self.world_size} {self.device} ranks", title_justify="left")
+        for heading in ("Table", "Rows", "Dim", "Sharding", "Kernel", "Rank", "MB"):
+            view.add_column(heading, justify="left" if heading in ("Table", "Sharding", "Kernel") else "right")
+        for table in self.tables:
+            for ranks, num_bytes in _by_size(table.shards):
+                view.add_row(
+                    table.name,
+                    f"{table.rows:,}",
+                    str(table.embedding_dim),
+                    table.sharding,
+                    table.kernel,
+                    _ranges(ranks),
+                    f"{num_bytes / 1e6:,.1f}",
+                )
+        return view
+
+
+def _by_size(shards: Iterable[Shard]) -> list[tuple[list[int], int]]:
+    per_rank: dict[int, int] = {}
+    for shard in shards:
+        per_rank[shard.rank] = per_rank.get(shard.rank, 0) + shard.num_bytes
+    groups: dict[int, list[int]] = {}
+    for rank, num_bytes in sorted(per_rank.items()):
+        groups.setdefault(num_bytes, []).append(rank)
+    return [(ranks, num_bytes) for num_bytes, ranks in groups.items()]
+
+
+def _ranges(ranks: Sequence[int]) -> str:
+    parts: list[list[int]] = []
+    for rank in ranks:
+        if parts and parts[-1][1] == rank - 1:
+            parts[-1][1] = rank
+        else:
+            parts.append([rank, rank])
+    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in parts)
+
+
+def topology_of(ranks: Ranks, spec: RecTrainingJobSpec) -> Topology:
+    """Return the memory that this job's ranks really have, or the less that the job allows."""
+    host = host_memory_bytes() // ranks.local_world_size
+    if spec.sharding.host_memory_per_rank is not None:
+        host = parse_bytes(spec.sharding.host_memory_per_rank)
+    hbm = 0
+    if ranks.device.type == "cuda":
+        hbm = torch.cuda.mem_get_info(ranks.device)[1]
+        if spec.sharding.hbm_per_device is not None:
+            hbm = min(hbm, parse_bytes(spec.sharding.hbm_per_device))
+    return Topology(
+        world_size=ranks.world_size,
+        compute_device=ranks.device.type,
+        hbm_cap=hbm,
+        ddr_cap=host,
+        local_world_size=ranks.local_world_size,
+    )
+
+
+def imagined_topology(spec: RecTrainingJobSpec, *, devices: int, nodes: int, hbm: int) -> Topology:
+    """Return GPUs that need not be here.
+
+    Args:
+        spec: The job.
+        devices: GPUs in all.
+        nodes: Machines that they are on.
+        hbm: Bytes of each.
+
+    Raises:
+        UserError: The devices do not divide over the nodes.
+    """
+    if devices % nodes:
+        raise UserError(f"--devices {devices}: must be a multiple of --nodes, {nodes}")
+    host = spec.sharding.host_memory_per_rank
+    return Topology(
+        world_size=devices,
+        compute_device="cuda",
+        hbm_cap=hbm,
+        ddr_cap=parse_bytes(host) if host is not None else _NO_HOST_LIMIT,
+        local_world_size=devices // nodes,
+    )
+
+
+def make_plan(
+    model: nn.Module, spec: RecTrainingJobSpec, topology: Topology, group: dist.ProcessGroup | None = None
+) -> tuple[ShardingPlan, PlanReport]:
+    """Choose a plan for a model on the meta device, whose tables are marked with their optimizer.
+
+    Args:
+        model: The unsharded model.
+        spec: The job.
+        topology: The ranks' memory.
+        group: Ranks that must agree: rank 0 plans for all. None plans in this process alone.
+
+    Raises:
+        UserError: The tables do not fit, or a constraint cannot be met; the message names tables and remedies.
+    """
+    planner = EmbeddingShardingPlanner(
+        topology=topology,
+        batch_size=spec.training.batch_size,
+        constraints=_constraints(spec, topology.compute_device),
+        debug=False,
+    )
+    sharders = [EmbeddingBagCollectionSharder()]
+    try:
+        plan = planner.plan(model, sharders) if group is None else planner.collective_plan(model, sharders, group)
+    except PlannerError as error:
+        raise UserError(explain_misfit(spec, topology, error)) from None
+    return plan, report_plan(plan, spec, topology)
+
+
+def report_plan(plan: ShardingPlan, spec: RecTrainingJobSpec, topology: Topology) -> PlanReport:
+    """Return what a plan says, in numbers."""
+    parameters = {name: sharding for module in plan.plan.values() for name, sharding in module.items()}
+    capacity = topology.devices[0].storage
+    return PlanReport(
+        device=topology.compute_device,
+        world_size=topology.world_size,
+        capacity=capacity.hbm if topology.compute_device == "cuda" else capacity.ddr,
+        tables=tuple(
+            PlannedTable(
+                name=table.name,
+                rows=table.num_embeddings,
+                embedding_dim=table.embedding_dim,
+                sharding=parameters[table.name].sharding_type,
+                kernel=parameters[table.name].compute_kernel,
+                shards=tuple(_shards(table, parameters[table.name], spec, topology.world_size)),
+            )
+            for table in embedding_tables(spec)
+        ),
+    )
+
+
+def explain_misfit(spec: RecTrainingJobSpec, topology: Topology, error: PlannerError) -> str:
+    """Return why no plan was found: the tables by size, the memory there is, and what would make it fit."""
+    device = "GPU" if topology.compute_device == "cuda" else "rank"
+    storage = topology.devices[0].storage
+    capacity = storage.hbm if topology.compute_device == "cuda" else storage.ddr
+    sizes = sorted(((table_bytes(t, spec), t) for t in embedding_tables(spec)), key=lambda pair: -pair[0])
+    total = sum(size for size, _ in sizes)
+    largest = "; ".join(
+        f"{t.name} {format_bytes(size)} ({t.num_embeddings:,} x {t.embedding_dim})" for size, t in sizes[:5]
+    )
+    reason = " ".join(str(error).split())
+    constrained = [c.table for c in spec.sharding.constraints]
+    if total <= 0.85 * capacity * topology.world_size and constrained:
+        return (
+            f"spec.sharding.constraints: no plan meets the constraints on {', '.join(constrained)}: "
+            f"{total and format_bytes(total)} of tables, {topology.world_size} {device}s of {format_bytes(capacity)}; "
+            f"allow more sharding types or kernels. Largest tables: {largest}. Planner: {reason[:200]}"
+        )
+    needed = math.ceil(total / (0.75 * capacity)) if capacity else topology.world_size + 1
+    remedies = [f"{max(needed, topology.world_size + 1)} or more {device}s of {format_bytes(capacity)}"]
+    remedies.append(f"{format_bytes(total / 0.75 / topology.world_size)} or more on each")
+    if topology.compute_device == "cuda":
+        remedies.append("kernel FusedUVMCaching for the largest tables (spec.sharding.constraints), in main memory")
+    remedies.append("a smaller embeddingDim or cardinality")
+    return (
+        f"the embedding tables do not fit: weights and optimizer state take {format_bytes(total)}, and "
+        f"{topology.world_size} {device}s of {format_bytes(capacity)} keep about 15% for the rest. "
+        f"Largest tables: {largest}. What would make it fit: {'; or '.join(remedies)}"
+    )
+
+
+def table_bytes(table: EmbeddingTable, spec: RecTrainingJobSpec) -> int:
+    """Return the bytes of a table's float32 weights and optimizer state."""
+    optimizer = spec.training.optimizers.embedding.type
+    return table.num_embeddings * (4 * table.embedding_dim + state_bytes_per_row(optimizer, table.embedding_dim))
+
+
+def _shards(table: EmbeddingTable, sharding: Any, spec: RecTrainingJobSpec, world_size: int) -> Iterable[Shard]:
+    whole = Shard(0, (0, table.num_embeddings), (0, table.embedding_dim), table_bytes(table, spec))
+    if sharding.sharding_spec is None:
+        yield from (replace(whole, rank=rank) for rank in range(world_size))
+        return
+    optimizer = spec.training.optimizers.embedding.type
+    for part in sharding.sharding_spec.shards:
+        (first_row, first_column), (rows, columns) = part.shard_offsets, part.shard_sizes
+        if rows and columns:
+            num_bytes = rows * (4 * columns + state_bytes_per_row(optimizer, columns))
+            yield Shard(part.placement.rank(), (first_row, rows), (first_column, columns), num_bytes)
+
+
+def _constraints(spec: RecTrainingJobSpec, device: str) -> dict[str, ParameterConstraints]:
+    # Copies on every rank (DataParallel) are not chosen unasked: their gradients are dense, as large as the table.
+    available = list(ShardingType) if device == "cuda" else list(_CPU_TYPES)
+    default = [t for t in available if t is not ShardingType.DATA_PARALLEL]
+    asked = {c.table: c for c in spec.sharding.constraints}
+    constraints = {}
+    for table in embedding_tables(spec):
+        constraint = asked.get(table.name)
+        types = default if constraint is None or constraint.types is None else constraint.types
+        kernels = None if constraint is None else constraint.kernels
+        if device == "cpu":
+            _check_cpu(table.name, types, kernels or [])
+        constraints[table.name] = ParameterConstraints(
+            sharding_types=[_TYPES[t] for t in types],
+            compute_kernels=[_KERNELS[k] for k in kernels] if kernels else None,
+        )
+    return constraints
+
+
+def _check_cpu(table: str, types: Sequence[ShardingType], kernels: Sequence[ComputeKernel]) -> None:
+    if types and not set(types) & set(_CPU_TYPES):
+        raise UserError(
+            f"spec.sharding.constraints[{table}].types: {', '.join(types)} needs GPUs; "
+            f"on CPU one of {', '.join(_CPU_TYPES)} must be among them"
+        )
+    if kernels and not set(kernels) & set(_CPU_KERNELS):
+        raise UserError(
+            f"spec.sharding.constraints[{table}].kernels: {', '.join(kernels)} needs GPUs; "
+            f"on CPU one of {', '.join(_CPU_KERNELS)} must be among them"
+        )
