@@ -83,8 +83,10 @@ def validate_job(document: Mapping[str, Any], *, source: str) -> RecTrainingJob:
         if field not in document
     ]
     try:
-        # A file has the outer names only, as the schema of the job on a cluster has; Python code may use its own.
-        job = RecTrainingJob.model_validate(document, by_alias=True, by_name=False)
+        # As strict as an API server with the job's schema: outer names only, no text or truth value for a number. That
+        # a StrEnum is text and a time is text is known to pydantic's strict mode for JSON alone.
+        text = json.dumps(document, default=str)
+        job = RecTrainingJob.model_validate_json(text, strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
         problems += [p for details in error.errors() for p in _problems_of(details)]
     if problems:
@@ -126,8 +128,8 @@ def _problems_of(error: ErrorDetails) -> list[Problem]:
             return [Problem(path, value, str(context["error"]))]
         case "model_type" | "dict_type":
             return [Problem(path, value, "must be a mapping")]
-        case "invalid_key":
-            return [Problem(path[:-1], value, "must have text as keys: YAML takes yes, on and numbers for other types")]
+        case "list_type":
+            return [Problem(path, value, "must be a list")]
     # Pydantic begins with what the value is: "Input should be ...", "List should have ...".
     return [Problem(path, value, re.sub(r"^\w+ should ", "must ", error["msg"]))]
 
