@@ -1,5 +1,6 @@
 import gc
 import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -24,6 +25,11 @@ class Source:
         self.asked.append(sample_ids)
         return {"id": sample_ids.copy()}
 
+    @contextmanager
+    def fetching_ahead(self, sample_ids):
+        self.gathered = []
+        yield self.gathered.append
+
 
 def reader(source, batches=10, prefetch=2):
     ids = np.arange(batches * 4).reshape(batches, 4)
@@ -36,8 +42,10 @@ def batch_threads():
 
 @pytest.mark.parametrize("prefetch", [0, 1, 2, 50])
 def test_batches_come_in_order_with_the_position_after_each(prefetch):
-    batches = list(reader(Source(), prefetch=prefetch))
+    source = Source()
+    batches = list(reader(source, prefetch=prefetch))
     assert np.concatenate([batch.columns["id"] for batch in batches]).tolist() == list(range(40))
+    assert prefetch == 0 or source.gathered == list(range(10))
     assert [batch.position for batch in batches] == [Position(epoch=2, sample_in_epoch=8 * (n + 1)) for n in range(10)]
     assert batch_threads() == []
 

@@ -2,7 +2,8 @@
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -17,6 +18,10 @@ class _Source(Protocol):
         self, sample_ids: npt.NDArray[np.int64], columns: Sequence[str] | None = None
     ) -> dict[str, npt.NDArray[Any]]:
         """Read samples by their numbers."""
+        ...
+
+    def fetching_ahead(self, sample_ids: npt.NDArray[np.int64]) -> AbstractContextManager[Callable[[int], None]]:
+        """Prepare for the batches `[num_batches, batch_size]`, in order; is told which have been gathered."""
         ...
 
 
@@ -46,8 +51,8 @@ class ColumnBatch:
 class BatchReader:
     """The batches of one rank for one epoch, or the rest of one; as many on every rank.
 
-    Iterating starts a thread that prepares batches ahead. It ends with the iteration, also when that is broken off,
-    and what goes wrong in it is raised by the iteration.
+    Iterating starts a thread that prepares batches ahead, and another that brings in shards if they are not local.
+    Both end with the iteration, also when that is broken off, and what goes wrong in them is raised by the iteration.
     """
 
     def __init__(
@@ -107,11 +112,13 @@ class BatchReader:
 
         def work() -> None:
             try:
-                for number in range(len(self)):
-                    room.acquire()
-                    if stop.is_set():
-                        return
-                    ready.put(self._read(number))
+                with self._source.fetching_ahead(self._sample_ids) as tell_gathered:
+                    for number in range(len(self)):
+                        room.acquire()
+                        if stop.is_set():
+                            return
+                        ready.put(self._read(number))
+                        tell_gathered(number)
             except BaseException as error:  # raised again where the batches are consumed
                 ready.put(error)
 

@@ -95,7 +95,7 @@ class ShardCache:
     def acquire(self, name: str, footprint: int, fill: Callable[[Path], Path]) -> Lease:
         """Return a held lease on the file `name`, brought in first if it is absent.
 
-        When another process is bringing it in, this waits for that one.
+        When another process is bringing it in, or all the room is in use, this waits.
 
         Args:
             name: Path below the directory.
@@ -105,16 +105,22 @@ class ShardCache:
         Raises:
             UserError: The disk is full, or whatever `fill` raises; nothing is left behind then.
         """
+        while True:
+            lease = self.try_acquire(name, footprint, fill)
+            if isinstance(lease, Lease):
+                return lease
+            _wait_for(lease)
+
+    def try_acquire(self, name: str, footprint: int, fill: Callable[[Path], Path]) -> Lease | Path:
+        """Do as `acquire`, but where that would wait return the file that someone holds."""
         path = self.directory / name
         partial = path.with_name(path.name + _PARTIAL)
-        while True:
-            with self._accounting():
-                with suppress(FileNotFoundError):
-                    return Lease(path)
-                blocker = self._claim(partial, footprint)
-                if isinstance(blocker, int):
-                    break
-            _wait_for(blocker)
+        with self._accounting():
+            with suppress(FileNotFoundError):
+                return Lease(path)
+            blocker = self._claim(partial, footprint)
+        if isinstance(blocker, Path):
+            return blocker
         try:
             with local_errors(path):
                 complete = fill(partial)

@@ -4,7 +4,8 @@ import hashlib
 import itertools
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rectrain_jobs.data.mds.batches import BatchReader
 from rectrain_jobs.data.mds.cache import ShardCache
 from rectrain_jobs.data.mds.files import ShardFiles
 from rectrain_jobs.data.mds.index import INDEX_NAME, Column, MDSIndex, parse_index
+from rectrain_jobs.data.mds.lookahead import fetching_ahead
 from rectrain_jobs.data.mds.order import PADDING, Order, Position, World, evaluation_order, training_order
 from rectrain_jobs.storage import ObjectNotFoundError, Storage, open_store
 
@@ -74,6 +76,7 @@ class MDSDataset:
         self.index: MDSIndex = parse_index(data, source)
         self.columns: dict[str, Column] = {column.name: column for column in self.index.columns}
         directory = cache_dir or Path(tempfile.gettempdir()) / f"rectrain-shards-{os.getuid()}"
+        self._cache_limit = cache_limit
         cache = ShardCache(directory, cache_limit, self.index.largest_footprint)
         # A dataset written anew without hashes may have the very same index, but index.json is written last of all.
         cache_key = hashlib.sha256(f"{store.uri} {self.digest} {modified}".encode()).hexdigest()[:32]
@@ -178,6 +181,31 @@ class MDSDataset:
         global_batch = batch_size * world.num_ranks
         read = np.minimum(np.arange(len(ids) + 1, dtype=np.int64) * global_batch, self.num_samples)
         return BatchReader(self, ids, Position(), read, columns, prefetch)
+
+    @contextmanager
+    def fetching_ahead(self, sample_ids: npt.NDArray[np.int64]) -> Iterator[Callable[[int], None]]:
+        """Bring the shards of coming batches into the cache in the background, as long as the context lasts.
+
+        Args:
+            sample_ids: The batches, int64 `[num_batches, batch_size]`, -1 for padding.
+
+        Yields:
+            A function to be told each batch, in order, once it has been gathered.
+        """
+        if self._files.all_in_place:
+            yield lambda batch: None
+            return
+
+        def shards_of(batch: int) -> list[int]:
+            ids = sample_ids[batch]
+            shards = np.searchsorted(self.index.shard_ends, ids[ids != PADDING], side="right")
+            return [int(shard) for shard in np.unique(shards)]
+
+        sizes = [shard.raw.bytes for shard in self.index.shards]
+        # The other half is for the shards in use and for the other processes.
+        most = None if self._cache_limit is None else self._cache_limit // 2
+        with fetching_ahead(self._files.fetch, shards_of, len(sample_ids), sizes, most) as tell_gathered:
+            yield tell_gathered
 
     def _segments(self, ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64] | None, list[tuple[int, int, int]]]:
         """Group ids by shard: the permutation that sorts them (None if they are), and (shard, begin, end) of each."""

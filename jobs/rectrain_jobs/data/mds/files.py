@@ -4,7 +4,7 @@ import os
 import resource
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,8 @@ class ShardFiles:
         self._open: OrderedDict[int, tuple[Shard, Lease | None]] = OrderedDict()
         self._most_open = min(_MOST_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._verified: set[int] = set()
-        self._lock = threading.RLock()
+        self._in_use = threading.Lock()  # of the one shard in use
+        self._table = threading.Lock()  # of the table of open shards
         self._process = os.getpid()
 
     @contextmanager
@@ -71,7 +72,7 @@ class ShardFiles:
         Raises:
             UserError: The shard cannot be fetched, or is not what the index says.
         """
-        with self._lock:
+        with self._in_use:
             if self._process != os.getpid():  # locks on files are shared with the parent, so a child takes its own
                 self._open.clear()
                 self._process = os.getpid()
@@ -82,34 +83,61 @@ class ShardFiles:
                 if lease is not None:
                     lease.release()
 
-    def _opened(self, number: int) -> tuple[Shard, Lease | None]:
-        entry = self._open.get(number)
-        if entry is not None and (entry[1] is None or entry[1].renew()):
-            self._open.move_to_end(number)
-            return entry
-        self._open.pop(number, None)
-        while len(self._open) >= self._most_open:
-            self._open.popitem(last=False)
+    def fetch(self, number: int) -> None:
+        """Bring shard `number` into the cache if it has to come and nobody is at it; safe beside `shard`.
+
+        Raises:
+            UserError: As for `shard`.
+        """
         info = self._index.shards[number]
-        path = self._store.local_path(info.raw.basename)
-        lease = None
-        if path is None or (info.zip is not None and not path.exists()):
-            name = f"{self._cache_key}/{info.raw.basename.replace('/', '__')}"
-            lease = self._cache.acquire(name, _footprint(info), lambda folder: self._bring_in(info, folder))
+        if self._in_place(info) is None:
+            lease = self._cache.try_acquire(*self._cache_request(info))
+            if isinstance(lease, Lease):
+                lease.release()
+
+    @property
+    def all_in_place(self) -> bool:
+        """Whether no shard passes through the cache."""
+        return all(self._in_place(info) is not None for info in self._index.shards)
+
+    def _opened(self, number: int) -> tuple[Shard, Lease | None]:
+        with self._table:
+            entry = self._open.get(number)
+            if entry is not None and (entry[1] is None or entry[1].renew()):
+                self._open.move_to_end(number)
+                return entry
+            self._open.pop(number, None)
+            while len(self._open) >= self._most_open:
+                self._open.popitem(last=False)
+        info = self._index.shards[number]
+        path, lease = self._in_place(info), None
+        if path is None:
+            lease = self._cache.acquire(*self._cache_request(info))
             path = lease.path
             self._verified.add(number)
         shard = Shard(path, self._index.columns, info.samples, info.raw.bytes)
         if number not in self._verified:
             self._check_hash(shard.file_bytes, info.raw, str(path))
             self._verified.add(number)
-        self._open[number] = shard, lease
+        with self._table:
+            self._open[number] = shard, lease
         return shard, lease
+
+    def _in_place(self, info: ShardInfo) -> Path | None:
+        """Return the shard's file in a local dataset, or None if it has to pass through the cache."""
+        path = self._store.local_path(info.raw.basename)
+        return None if path is None or (info.zip is not None and not path.exists()) else path
+
+    def _cache_request(self, info: ShardInfo) -> tuple[str, int, Callable[[Path], Path]]:
+        name = f"{self._cache_key}/{info.raw.basename.replace('/', '__')}"
+        return name, _footprint(info), lambda folder: self._bring_in(info, folder)
 
     def _bring_in(self, info: ShardInfo, folder: Path) -> Path:
         """Write the uncompressed shard into `folder`, checked, and return its path."""
         # Room was just made: an evicted file frees its space only once it is no longer mapped.
-        for number in [number for number, (_, lease) in self._open.items() if lease is not None and lease.evicted]:
-            del self._open[number]
+        with self._table:
+            for number in [number for number, (_, lease) in self._open.items() if lease is not None and lease.evicted]:
+                del self._open[number]
         file = info.zip or info.raw
         uri = self._store.uri_of(file.basename)
         source = self._store.local_path(file.basename)
