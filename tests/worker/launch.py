@@ -1,21 +1,24 @@
-"""Runs a function of a test module on several gloo processes. Run as a script, this file is one of the processes."""
+"""Runs a function of a test module on several gloo processes."""
 
 import datetime
 import importlib.util
 import inspect
+import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-RESULT, ARGUMENTS = "result{rank}.pt", "arguments.pt"
+# The processes are forked from a server that has imported torchrec once (a dozen seconds) and has no threads yet.
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(["torchrec.distributed.model_parallel", "rectrain_jobs.models.registry"])
 
 
-def run_on_ranks(function: Callable[..., Any], ranks: int, *arguments: Any, timeout: float = 120) -> list[Any]:
+def run_on_ranks(function: Callable[..., Any], ranks: int, *arguments: Any, timeout: float = 240) -> list[Any]:
     """Call function(*arguments) on each of so many processes of one gloo group; return what each returned.
 
     Args:
@@ -31,53 +34,48 @@ def run_on_ranks(function: Callable[..., Any], ranks: int, *arguments: Any, time
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        torch.save(list(arguments), folder / ARGUMENTS)
-        command = [sys.executable, __file__, inspect.getfile(function), function.__qualname__, name, str(timeout)]
-        # One gloo group on one machine needs no more than the loopback device and one thread a process.
-        shared = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        shared |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+        torch.save(list(arguments), folder / "arguments.pt")
+        source = (inspect.getfile(function), function.__qualname__)
         processes = [
-            subprocess.Popen(
-                command,
-                env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for rank in range(ranks)
+            _processes.Process(target=_main, args=(*source, name, rank, ranks, timeout)) for rank in range(ranks)
         ]
+        for process in processes:
+            process.start()
+        deadline = time.monotonic() + timeout
         try:
-            with ThreadPoolExecutor(ranks) as pool:
-                outcomes = [pool.submit(_finish, p, rank, timeout) for rank, p in enumerate(processes)]
-                done, _ = wait(outcomes, return_when=FIRST_EXCEPTION)
-                failed = next((o for o in done if o.exception()), None)
-                for process in processes:
-                    process.kill()
-            if failed is not None:
-                failed.result()
+            running = {process.sentinel: process for process in processes}
+            while running and not any(process.exitcode for process in processes):
+                ended = wait(list(running), timeout=max(0.0, deadline - time.monotonic()))
+                assert ended, f"still running after {timeout} s:\n" + _output(folder, ranks)
+                for sentinel in ended:
+                    running.pop(sentinel).join()
         finally:
             for process in processes:
                 process.kill()
-        return [torch.load(folder / RESULT.format(rank=rank), weights_only=True) for rank in range(ranks)]
+                process.join()
+        failed = [rank for rank, process in enumerate(processes) if process.exitcode]
+        assert not failed, f"ranks {failed} failed or were ended for it:\n" + _output(folder, ranks)
+        return [torch.load(folder / f"result{rank}.pt", weights_only=True) for rank in range(ranks)]
 
 
-def _finish(process: "subprocess.Popen[str]", rank: int, timeout: float) -> None:
-    try:
-        output, _ = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        output, _ = process.communicate()
-        raise AssertionError(f"rank {rank} was killed after {timeout} s; it printed:\n{output}") from None
-    if process.returncode:
-        raise AssertionError(f"rank {rank} ended with code {process.returncode}; it printed:\n{output}")
+def _output(folder: Path, ranks: int) -> str:
+    texts = [folder / f"output{rank}.txt" for rank in range(ranks)]
+    return "\n".join(f"--- {path.stem}\n{path.read_text()}" for path in texts if path.exists())
 
 
-def _main(path: str, function: str, folder: str, timeout: str) -> None:
+def _main(path: str, function: str, folder: str, rank: int, ranks: int, timeout: float) -> None:
+    output = os.open(f"{folder}/output{rank}.txt", os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    # One gloo group on one machine needs no more than the loopback device and one thread a process.
+    os.environ.update(GLOO_SOCKET_IFNAME="lo", OMP_NUM_THREADS="1")
+    for name, number in (("RANK", rank), ("WORLD_SIZE", ranks)):
+        os.environ[name] = os.environ[f"LOCAL_{name}"] = str(number)
+
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    rank = int(os.environ["RANK"])
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -87,14 +85,9 @@ def _main(path: str, function: str, folder: str, timeout: str) -> None:
         "gloo",
         init_method=f"file://{folder}/rendezvous",
         rank=rank,
-        world_size=int(os.environ["WORLD_SIZE"]),
-        timeout=datetime.timedelta(seconds=0.8 * float(timeout)),
+        world_size=ranks,
+        timeout=datetime.timedelta(seconds=0.8 * timeout),
     )
-    arguments = torch.load(Path(folder, ARGUMENTS), weights_only=True)
-    result = getattr(module, function)(*arguments)
-    torch.save(result, Path(folder, RESULT.format(rank=rank)))
+    result = getattr(module, function)(*torch.load(f"{folder}/arguments.pt", weights_only=True))
+    torch.save(result, f"{folder}/result{rank}.pt")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])

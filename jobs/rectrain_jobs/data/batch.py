@@ -10,7 +10,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
-from rectrain.api.features import Feature, FeatureKind, Side
+from rectrain.api.features import Feature, FeatureKind, Side, Task
 from rectrain.api.job import RecTrainingJobSpec
 
 
@@ -19,14 +19,16 @@ class Batch(Pipelineable):  # type: ignore[misc]  # torchrec has no types
     """The rows of one step on one rank.
 
     Attributes:
-        dense: float32 [rows, number of Dense features], in the job's order.
+        dense: float32 [rows + num_negatives, number of Dense features], in the job's order.
         sparse: The Categorical and Sequence features, in the job's order; one key a feature, values are rows of the
             feature's embedding table. A padded sequence position is absent, not a value.
         labels: By label name: float32 [rows] for Binary and Regression, int64 [rows] for MultiClass, float32 [rows,
             classes] for MultiLabel.
         valid: bool [rows]; False for rows that pad the last batch. They count neither in the loss nor in metrics.
-        item_ids: int64 [rows] rows of the item table that identify each row's item; empty for models without items.
-        num_negatives: So many rows at the end hold only item features: negatives drawn for this step.
+        item_ids: int64 [rows + num_negatives] rows of the item table that identify each row's item; empty for models
+            without items.
+        num_negatives: So many rows at the end hold only item features: negatives drawn for this step. They have no
+            label and no valid flag.
     """
 
     dense: Tensor
@@ -134,14 +136,27 @@ class BatchBuilder:
                 lengths=torch.from_numpy(np.concatenate(lengths)),
                 stride=rows + extra,
             ),
-            labels={label.name: torch.from_numpy(np.ascontiguousarray(columns[label.name])) for label in self.labels},
-            valid=torch.from_numpy(np.ascontiguousarray(valid)),
+            labels={label.name: _tensor(columns[label.name], _LABEL_DTYPES[label.task]) for label in self.labels},
+            valid=_tensor(valid, np.dtype(np.bool_)),
             item_ids=torch.from_numpy(item_ids.astype(np.int64)),
             num_negatives=extra,
         )
 
     def _reads(self, feature: Feature) -> bool:
         return self._sides is None or feature.side in self._sides
+
+
+_LABEL_DTYPES: dict[Task, np.dtype[Any]] = {
+    Task.BINARY: np.dtype(np.float32),
+    Task.REGRESSION: np.dtype(np.float32),
+    Task.MULTI_CLASS: np.dtype(np.int64),
+    Task.MULTI_LABEL: np.dtype(np.float32),
+}
+
+
+def _tensor(column: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> Tensor:
+    """Return a column as a tensor; columns of shards are often read-only views, which tensors must not be."""
+    return torch.from_numpy(np.require(column, dtype, ["C_CONTIGUOUS", "WRITEABLE"]))
 
 
 def _jagged(

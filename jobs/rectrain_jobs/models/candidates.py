@@ -35,7 +35,7 @@ def gather_candidates(vectors: Tensor, item_ids: Tensor, across_ranks: bool) -> 
     if not across_ranks or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return Candidates(vectors, item_ids, 0)
     gathered_ids = item_ids.new_empty(dist.get_world_size() * len(item_ids))
-    dist.all_gather_into_tensor(gathered_ids, item_ids.contiguous())
+    dist.all_gather_single(gathered_ids, item_ids.contiguous())
     gathered: Tensor = _AllGather.apply(vectors)  # type: ignore[no-untyped-call]
     return Candidates(gathered, gathered_ids, dist.get_rank() * len(item_ids))
 
@@ -46,7 +46,7 @@ class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: Tensor) -> Tensor:
         gathered = local.new_empty(dist.get_world_size() * local.shape[0], *local.shape[1:])
-        dist.all_gather_into_tensor(gathered, local.contiguous())
+        dist.all_gather_single(gathered, local.contiguous())
         return gathered
 
     @staticmethod
@@ -54,5 +54,5 @@ class _AllGather(torch.autograd.Function):
         gradient = gradients[0].contiguous()
         rows = gradient.shape[0] // dist.get_world_size()
         local = gradient.new_empty(rows, *gradient.shape[1:])
-        dist.reduce_scatter_tensor(local, gradient)
+        dist.reduce_scatter_single(local, gradient)
         return local

@@ -29,10 +29,10 @@ def build_model(
         embedding_device: Where the embedding tables are: `meta` for training with DistributedModelParallel. Default:
             `device`.
     """
-    embeddings = build_embeddings(spec, embedding_device or device)
     # Drawn on CPU, so that the initial weights are the same on every device; the caller's random state is left alone.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.training.seed)
+        embeddings = build_embeddings(spec, embedding_device or device)
         section = spec.model.section
         if isinstance(section, TwoTowerSection):
             model: TwoTower | RankingModel = TwoTower(spec, embeddings)

@@ -107,7 +107,7 @@ def _softmax_rows(scores: Tensor, own_scores: Tensor, targets: Tensor) -> _Rows:
     scores[torch.arange(len(scores), device=scores.device), targets] = own_scores
     largest = scores.amax(dim=1)
     sums = scores.sub_(largest[:, None]).exp_().sum(dim=1)
-    return _Rows(largest + sums.log() - own_scores, sums.reciprocal(), torch.ones_like(sums))
+    return _Rows((largest - own_scores) + sums.log(), sums.reciprocal(), torch.ones_like(sums))
 
 
 def _bpr_rows(scores: Tensor, own_scores: Tensor, targets: Tensor) -> _Rows:
