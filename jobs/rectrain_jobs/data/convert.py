@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,10 +24,9 @@ from rectrain_jobs.data.record import (
     source_digest,
     source_settings,
 )
-from rectrain_jobs.data.source import resolve_uri
 from rectrain_jobs.data.target import MARKER_FILE, Target
 from rectrain_jobs.data.writer import SHARD_BYTES, ShardWriter, index_digest
-from rectrain_jobs.features import FeatureSet, LabelEncoder, ValueRefusedError
+from rectrain_jobs.features import FeatureSet, LabelEncoder
 from rectrain_jobs.features.feature_set import FEATURES_FILE, vocabulary_file
 from rectrain_jobs.storage import ObjectStore, open_store
 
@@ -99,9 +97,9 @@ def convert(
             the disk is full, or a store refuses. Nothing is published.
     """
     progress = progress or Quiet()
-    stores = {"train": open_store(resolve_uri(train_uri, definition.directory), definition.storage)}
+    stores = {"train": open_store(train_uri, definition.storage)}
     if validation_uri is not None:
-        stores["validation"] = open_store(resolve_uri(validation_uri, definition.directory), definition.storage)
+        stores["validation"] = open_store(validation_uri, definition.storage)
         if stores["train"].uri == stores["validation"].uri:
             raise UserError(f"{train_uri}: is the place of training and of validation shards; they need two")
     reader = open_reader(definition)
@@ -116,7 +114,7 @@ def convert(
     if features.needs_fit:
         progress.say(f"Learning {', '.join(features.fitted_names)} from the training rows, then reading them again.")
         for batch in reader.train():
-            with _located(batch):
+            with batch.locating():
                 features.partial_fit(batch.columns)
             progress.advance("fit", batch.num_rows)
         features.finish_fit()
@@ -162,12 +160,11 @@ def convert(
     return Conversion(features, records)
 
 
-def needs_conversion(spec: RecTrainingJobSpec, directory: Path = Path()) -> str | None:
+def needs_conversion(spec: RecTrainingJobSpec) -> str | None:
     """Tell why a job's shards have to be made, again or at all.
 
     Args:
-        spec: The job.
-        directory: Relative paths are below it: the job file's folder.
+        spec: The job, with its relative paths resolved.
 
     Returns:
         The reason, or None when they are as the job wants them, or are not made from a source.
@@ -177,7 +174,7 @@ def needs_conversion(spec: RecTrainingJobSpec, directory: Path = Path()) -> str 
     """
     if spec.data.source is None:
         return None
-    definition = Definition.of_job(spec, directory)
+    definition = Definition.of_job(spec)
     for split, store in _stores(spec, definition).items():
         target = Target.look(store)
         if not target.is_complete:
@@ -200,14 +197,11 @@ def needs_conversion(spec: RecTrainingJobSpec, directory: Path = Path()) -> str 
     return None
 
 
-def ensure_converted(
-    spec: RecTrainingJobSpec, directory: Path = Path(), progress: Progress | None = None
-) -> Conversion | None:
+def ensure_converted(spec: RecTrainingJobSpec, progress: Progress | None = None) -> Conversion | None:
     """Convert a job's raw data if its shards are missing or no longer what the job wants, and say why.
 
     Args:
-        spec: The job.
-        directory: Relative paths are below it: the job file's folder.
+        spec: The job, with its relative paths resolved.
         progress: Hears how it goes.
 
     Returns:
@@ -216,12 +210,12 @@ def ensure_converted(
     Raises:
         UserError: As `needs_conversion` and `convert`.
     """
-    reason = needs_conversion(spec, directory)
+    reason = needs_conversion(spec)
     if reason is None:
         return None
     progress = progress or Quiet()
     progress.say(f"Converting the raw data: {reason}.")
-    definition = Definition.of_job(spec, directory)
+    definition = Definition.of_job(spec)
     validation = spec.data.validation.uri if spec.data.validation and gives_validation(definition) else None
     return convert(definition, spec.data.train.uri, validation, overwrite=True, progress=progress)
 
@@ -260,9 +254,7 @@ def _stores(spec: RecTrainingJobSpec, definition: Definition) -> dict[str, Objec
     uris = {"train": spec.data.train.uri}
     if spec.data.validation is not None and gives_validation(definition):
         uris["validation"] = spec.data.validation.uri
-    return {
-        split: open_store(resolve_uri(uri, definition.directory), definition.storage) for split, uri in uris.items()
-    }
+    return {split: open_store(uri, definition.storage) for split, uri in uris.items()}
 
 
 def _inputs(definition: Definition, known: Iterable[Input] = ()) -> list[Input]:
@@ -280,19 +272,10 @@ def _transformed(
 ) -> Iterator[dict[str, npt.NDArray[Any]]]:
     for batch in batches:
         if batch.num_rows:
-            with _located(batch):
+            with batch.locating():
                 values = features.transform_batch(batch.columns)
                 values.update({encoder.name: encoder.encode(batch.columns[encoder.name]) for encoder in encoders})
             yield values
-
-
-@contextmanager
-def _located(batch: RawBatch) -> Iterator[None]:
-    """Add file and line to errors about a row of a batch."""
-    try:
-        yield
-    except ValueRefusedError as error:
-        raise batch.located(error) from None
 
 
 @contextmanager

@@ -64,12 +64,17 @@ class SourceFile:
         Raises:
             UserError: The file cannot be read, or its compressed bytes are damaged; also while the stream is read.
         """
+        with self.local() as path, self.stream(path) as stream:
+            yield stream
+
+    @contextmanager
+    def stream(self, path: Path) -> Iterator[Any]:
+        """Give the uncompressed bytes of the file's local copy, as `open`."""
+        compression: Any = _COMPRESSIONS.get(path.suffix.lower())
         try:
-            with self.local() as path:
-                compression: Any = _COMPRESSIONS.get(path.suffix.lower())
-                with pa.input_stream(str(path), compression=compression) as stream:
-                    yield stream
-        except pa.ArrowInvalid:
+            with pa.input_stream(str(path), compression=compression) as stream:
+                yield stream
+        except pa.ArrowInvalid:  # what the bytes say, not whether they can be read
             raise
         except OSError as error:
             reason = " ".join(str(error).split())
@@ -86,14 +91,6 @@ class SourceFile:
             except OSError as error:
                 raise UserError(f"{self.uri}: cannot be read: {error.strerror}") from None
         return digest.hexdigest()
-
-
-def resolve_uri(uri: str, directory: Path) -> str:
-    """Return a URI or absolute path as it is, and a relative path below `directory`, the job file's folder."""
-    if "://" in uri:
-        return uri
-    path = Path(uri).expanduser()
-    return str(path if path.is_absolute() else directory / path)
 
 
 def find_files(uri: str, storage: Storage) -> list[SourceFile]:

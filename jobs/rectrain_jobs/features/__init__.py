@@ -1,8 +1,8 @@
 """Features: one definition, fitted on the training data, applied to batches and to single requests alike."""
 
-from rectrain_jobs.features.feature_set import FeatureSet, fit
+from rectrain_jobs.features.feature_set import FEATURES_FILE, FeatureSet, fit
 from rectrain_jobs.features.labels import LabelEncoder
 from rectrain_jobs.features.transformer import FeatureTransformer
 from rectrain_jobs.features.values import ValueRefusedError
 
-__all__ = ["FeatureSet", "FeatureTransformer", "LabelEncoder", "ValueRefusedError", "fit"]
+__all__ = ["FEATURES_FILE", "FeatureSet", "FeatureTransformer", "LabelEncoder", "ValueRefusedError", "fit"]

@@ -2,9 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from rectrain.api.errors import UserError
 from rectrain.api.features import Encoding, Feature, FeatureKind, Label, Task
 from rectrain.api.job import RecTrainingJobSpec
 from rectrain.api.tables import encoding_of
-from rectrain_jobs.data.source import SourceFile, find_files, resolve_uri
+from rectrain_jobs.data.source import SourceFile, find_files
 from rectrain_jobs.features.values import ValueRefusedError, integers_of_text
 from rectrain_jobs.storage import Storage
 
@@ -35,7 +35,6 @@ class Definition:
         item_id: Name of the feature that identifies the item, for formats that know items.
         hold_out: Whether validation rows are wanted.
         storage: How S3 is reached.
-        directory: Relative paths are below it.
     """
 
     source: DataSource
@@ -45,11 +44,10 @@ class Definition:
     item_id: str = "item_id"
     hold_out: bool = True
     storage: Storage = field(default_factory=Storage)
-    directory: Path = Path()
 
     @classmethod
-    def of_job(cls, spec: RecTrainingJobSpec, directory: Path = Path()) -> "Definition":
-        """Return what a job asks for; `directory` is the job file's folder."""
+    def of_job(cls, spec: RecTrainingJobSpec) -> "Definition":
+        """Return what a job, whose relative paths have been resolved, asks for."""
         if spec.data.source is None:
             raise UserError("spec.data.source: is required: the raw data to convert")
         storage = Storage(endpoint_url=spec.data.storage.endpoint_url, region=spec.data.storage.region)
@@ -61,7 +59,6 @@ class Definition:
             item_id=spec.model.item_id,
             hold_out=spec.data.validation is not None,
             storage=storage,
-            directory=directory,
         )
 
     def train_files(self) -> list[SourceFile]:
@@ -73,7 +70,7 @@ class Definition:
         return self._files(self.source.validation_uri)
 
     def _files(self, uri: str | None) -> list[SourceFile]:
-        return find_files(resolve_uri(uri, self.directory), self.storage) if uri is not None else []
+        return find_files(uri, self.storage) if uri is not None else []
 
 
 @dataclass(frozen=True)
@@ -102,9 +99,13 @@ class RawBatch:
         number = self.numbers[row] if row < len(self.numbers) else "?"
         return f"{self.file}:{number}" if self.unit == "line" else f"{self.file}: row {number}"
 
-    def located(self, error: ValueRefusedError) -> UserError:
-        """Return an error about a row of this batch with its place in the file."""
-        return UserError(f"{self.where(error.row or 0)}: {error.column}: {error.problem}")
+    @contextmanager
+    def locating(self) -> Iterator[None]:
+        """Add file and line to errors about a row of this batch."""
+        try:
+            yield
+        except ValueRefusedError as error:
+            raise UserError(f"{self.where(error.row or 0)}: {error.column}: {error.problem}") from None
 
     def select(self, mask: npt.NDArray[np.bool_]) -> "RawBatch":
         """Return the rows for which the mask is true."""
@@ -172,6 +173,24 @@ class RowReader(Reader):
                 position += batch.num_rows
 
 
+class Pairs(NamedTuple):
+    """Some interactions of a file, in its order.
+
+    Attributes:
+        file: The file.
+        users: Arrow strings `[interactions]`.
+        items: Arrow strings or integers `[interactions]`.
+        numbers: int64 `[interactions]`: line numbers.
+        times: float64 `[interactions]`, or None where the order in the file is all that is known.
+    """
+
+    file: str
+    users: Any
+    items: Any
+    numbers: npt.NDArray[np.int64]
+    times: npt.NDArray[np.float64] | None = None
+
+
 def is_held_out(positions: npt.NDArray[np.int64], fraction: float) -> npt.NDArray[np.bool_]:
     """Tell which rows are held out for validation, by a hash of their position in the source.
 
@@ -195,7 +214,8 @@ def splitmix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 def id_array(tokens: Any, feature: Feature) -> "pa.Array[Any]":
     """Return texts as the integers they are, when the feature takes integers as they are; else the texts."""
-    if encoding_of(feature) is Encoding.IDENTITY:
+    is_text = pa.types.is_string(tokens.type) or pa.types.is_large_string(tokens.type)
+    if is_text and encoding_of(feature) is Encoding.IDENTITY:
         return integers_of_text(tokens) or tokens
     return tokens  # type: ignore[no-any-return]
 
@@ -238,12 +258,12 @@ class InteractionColumns:
                     f"labels[{label.name}].task: must be Binary for {definition.source.format}, where every row is a 1"
                 )
 
-    def columns(self, users: "pa.Array[Any]", items: "pa.Array[Any]", history: Any = None) -> dict[str, Any]:
-        """Return the columns of a batch: users, items, 1 for every label, and the histories."""
-        columns: dict[str, Any] = {self.item.name: items}
+    def batch(self, pairs: Pairs, history: Any = None) -> RawBatch:
+        """Return a batch of interactions: users, items, 1 for every label, and the histories."""
+        columns: dict[str, Any] = {self.item.name: id_array(pairs.items, self.item)}
         if self.user is not None:
-            columns[self.user.name] = users
-        ones = np.ones(len(items), np.float32)
+            columns[self.user.name] = id_array(pairs.users, self.user)
+        ones = np.ones(len(pairs.numbers), np.float32)
         columns.update({label.name: pa.array(ones) for label in self.definition.labels})
         columns.update(dict.fromkeys(self.histories, history))
-        return columns
+        return RawBatch(columns, pairs.file, pairs.numbers)

@@ -1,0 +1,135 @@
+"""Delimited text: a line a row, values apart by a comma, a tab or another character."""
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+
+from rectrain.api.errors import UserError
+from rectrain_jobs.data.formats.base import RawBatch
+from rectrain_jobs.data.source import SourceFile
+from rectrain_jobs.features.values import first_failure
+
+BLOCK_BYTES = 1 << 22
+
+
+def delimited_rows(
+    file: SourceFile,
+    columns: Mapping[str, str],
+    *,
+    delimiter: str,
+    names: Sequence[str] | None = None,
+    quoted: bool = False,
+) -> Iterator[RawBatch]:
+    """Read columns of a delimited text file as text; an empty value is missing, a blank line is no row.
+
+    Args:
+        file: The file.
+        columns: The column of the file for each name that is wanted.
+        delimiter: What separates values.
+        names: Names of the file's columns; None when its first line has them.
+        quoted: Whether values may be in double quotes.
+
+    Raises:
+        UserError: A line has too many or too few values, a column is not there, or the file cannot be read.
+    """
+    with file.local() as path:
+        skipped = 0
+        if names is None:
+            with file.stream(path) as stream:
+                names = _header(stream, file, delimiter, quoted)
+            skipped = 1
+        for wanted, column in columns.items():
+            if column not in names:
+                raise UserError(f"{file.uri}: {wanted}: there is no column {column!r}; it has {', '.join(names)}")
+        ragged: list[Any] = []
+
+        def refuse(row: Any) -> Literal["error"]:
+            ragged.append(row)
+            return "error"
+
+        # By the columns' places, since a name may be there twice as long as it is not asked for.
+        numbered = [str(place) for place in range(len(names))]
+        place_of = {wanted: numbered[names.index(column)] for wanted, column in columns.items()}
+        with file.stream(path) as stream:
+            try:
+                reader = pa_csv.open_csv(
+                    stream,
+                    read_options=pa_csv.ReadOptions(
+                        column_names=numbered, skip_rows=skipped, block_size=BLOCK_BYTES, use_threads=False
+                    ),
+                    parse_options=pa_csv.ParseOptions(
+                        delimiter=delimiter,
+                        quote_char='"' if quoted else False,
+                        ignore_empty_lines=False,
+                        invalid_row_handler=refuse,
+                    ),
+                    convert_options=pa_csv.ConvertOptions(
+                        include_columns=sorted(set(place_of.values()), key=int),
+                        column_types=dict.fromkeys(numbered, pa.binary()),
+                        strings_can_be_null=True,
+                        null_values=[""],
+                    ),
+                )
+                line = 1 + skipped
+                for batch in reader:
+                    yield _raw_batch(batch, place_of, file, line)
+                    line += batch.num_rows
+            except pa.ArrowInvalid as error:
+                if ragged:
+                    row = ragged[0]
+                    raise UserError(
+                        f"{file.uri}:{row.number}: has {row.actual_columns} values; a line has {row.expected_columns}"
+                    ) from None
+                reason = " ".join(str(error).split())
+                if "Empty CSV" in reason:
+                    raise UserError(f"{file.uri}: has no rows") from None
+                raise UserError(f"{file.uri}: cannot be read: {reason}") from None
+
+
+def _header(stream: Any, file: SourceFile, delimiter: str, quoted: bool) -> list[str]:
+    """Return the names of the first line; of `name:type`, as RecBole writes them, the name."""
+    data = b""
+    while b"\n" not in data and (block := stream.read(1 << 16)):
+        data += block
+    try:
+        text = data.partition(b"\n")[0].decode("utf-8-sig").rstrip("\r")
+    except UnicodeDecodeError:
+        raise UserError(f"{file.uri}:1: is not UTF-8 text") from None
+    names = next(csv.reader([text], delimiter=delimiter), []) if quoted else text.split(delimiter)
+    if not any(names):
+        raise UserError(f"{file.uri}:1: has no column names")
+    return [name.strip().partition(":")[0] for name in names]
+
+
+def _raw_batch(batch: pa.RecordBatch, place_of: Mapping[str, str], file: SourceFile, line: int) -> RawBatch:
+    numbers = np.arange(line, line + batch.num_rows)
+    texts: dict[str, Any] = {}
+    for place in set(place_of.values()):
+        column: Any = batch.column(place)
+        try:
+            texts[place] = column.cast(pa.string())
+        except pa.ArrowInvalid:
+            raise UserError(f"{file.uri}:{numbers[_first_that_is_no_text(column)]}: is not UTF-8 text") from None
+    raw = RawBatch({name: texts[place] for name, place in place_of.items()}, file.uri, numbers)
+    if all(column.null_count for column in texts.values()):
+        empty = np.ones(batch.num_rows, bool)
+        for column in texts.values():
+            empty &= np.asarray(pc.is_null(column))
+        return raw.select(~empty)
+    return raw
+
+
+def _first_that_is_no_text(column: Any) -> int:
+    def fails(low: int, high: int) -> bool:
+        try:
+            column.slice(low, high - low).cast(pa.string())
+        except pa.ArrowInvalid:
+            return True
+        return False
+
+    return first_failure(len(column), fails)
