@@ -54,10 +54,10 @@ def plan(
         return
     console = Console(highlight=False)
     console.print(report.to_table())
-    most = max(report.bytes_of_rank())
-    total = sum(report.bytes_of_rank())
+    on_device, on_host = (max(memory) for memory in zip(*report.memory_of_rank, strict=True))
     console.print(
-        f"fits: at most {format_bytes(most)} of weights and optimizer state on a GPU of {format_bytes(capacity)}, "
-        f"{format_bytes(total)} in all",
+        f"fits: at most {format_bytes(on_device)} of a GPU's {format_bytes(capacity)} for tables, their optimizer state "
+        f"and the buffers of a batch{f', and {format_bytes(on_host)} of main memory for each' if on_host else ''}; "
+        f"{format_bytes(sum(report.bytes_of_rank()))} of tables and state in all",
         soft_wrap=True,
     )

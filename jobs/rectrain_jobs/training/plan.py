@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import nn
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
-from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
+from torchrec.distributed.planner.types import ParameterConstraints, PlannerError, ShardingOption, Stats
 from torchrec.distributed.types import ShardingPlan
 
 from rectrain.api.errors import UserError
@@ -93,12 +93,15 @@ class PlanReport:
         world_size: Number of ranks.
         capacity: Bytes on a device (cuda) or of a rank's main memory (cpu) that the planner could use.
         tables: The tables.
+        memory_of_rank: What the planner expects each rank to need for its shards, buffers for a batch included: bytes
+            on its device and of main memory. Known where the plan was made.
     """
 
     device: str
     world_size: int
     capacity: int
     tables: tuple[PlannedTable, ...]
+    memory_of_rank: tuple[tuple[int, int], ...] = ()
 
     def bytes_of_rank(self) -> list[int]:
         """Return the bytes of weights and optimizer state on each rank."""
@@ -208,8 +211,10 @@ def make_plan(
     Raises:
         UserError: The tables do not fit, or a constraint cannot be met; the message names tables and remedies.
     """
+    chosen = _ChosenOptions()
     planner = EmbeddingShardingPlanner(
         topology=topology,
+        stats=chosen,
         batch_size=spec.training.batch_size,
         constraints=_constraints(spec, topology.compute_device),
         debug=False,
@@ -219,7 +224,22 @@ def make_plan(
         plan = planner.plan(model, sharders) if group is None else planner.collective_plan(model, sharders, group)
     except PlannerError as error:
         raise UserError(explain_misfit(spec, topology, error)) from None
-    return plan, report_plan(plan, spec, topology)
+    return plan, replace(report_plan(plan, spec, topology), memory_of_rank=chosen.memory_of_rank)
+
+
+class _ChosenOptions(Stats):  # type: ignore[misc]  # torchrec has no types
+    """Takes note of the memory that the planner expects each rank to need."""
+
+    def __init__(self) -> None:
+        self.memory_of_rank: tuple[tuple[int, int], ...] = ()
+
+    def log(self, *, topology: Topology, best_plan: list[ShardingOption], **_: Any) -> None:
+        memory = [[0, 0] for _ in range(topology.world_size)]
+        for option in best_plan:
+            for shard in option.shards:
+                memory[shard.rank][0] += int(shard.storage.hbm)
+                memory[shard.rank][1] += int(shard.storage.ddr)
+        self.memory_of_rank = tuple((hbm, ddr) for hbm, ddr in memory)
 
 
 def report_plan(plan: ShardingPlan, spec: RecTrainingJobSpec, topology: Topology) -> PlanReport:
@@ -298,17 +318,20 @@ def _constraints(spec: RecTrainingJobSpec, device: str) -> dict[str, ParameterCo
     # Copies on every rank (DataParallel) are not chosen unasked: their gradients are dense, as large as the table.
     available = list(ShardingType) if device == "cuda" else list(_CPU_TYPES)
     default = [t for t in available if t is not ShardingType.DATA_PARALLEL]
+    default_kernels = [ComputeKernel.DENSE, ComputeKernel.FUSED]
     asked = {c.table: c for c in spec.sharding.constraints}
     constraints = {}
     for table in embedding_tables(spec):
         constraint = asked.get(table.name)
         types = default if constraint is None or constraint.types is None else constraint.types
-        kernels = None if constraint is None else constraint.kernels
+        # Main memory behind a table is many times slower, so it is not chosen unasked either: a plan without it either
+        # fits or says that this is one of the remedies.
+        kernels = default_kernels if constraint is None or constraint.kernels is None else constraint.kernels
         if device == "cpu":
-            _check_cpu(table.name, types, kernels or [])
+            _check_cpu(table.name, types, kernels)
         constraints[table.name] = ParameterConstraints(
             sharding_types=[_TYPES[t] for t in types],
-            compute_kernels=[_KERNELS[k] for k in kernels] if kernels else None,
+            compute_kernels=[_KERNELS[k] for k in kernels],
         )
     return constraints
 
