@@ -31,6 +31,11 @@ $(SYNCED): pyproject.toml uv.lock | $(UV)
 $(OWN_UV):
 	python3 -m pip install --quiet --upgrade --target $(HOME)/.cache/rectrain/uv 'uv>=0.9'
 
+.PHONY: train
+train: | $(UV) ## Install what training needs and train the example on Amazon CDs; ARGS='--set training.maxSteps=50' for a look.
+	$(UV) sync --frozen --inexact --extra cpu
+	$(BIN)/rectrain run examples/amazon-cds/job.yaml $(ARGS)
+
 .PHONY: generate
 generate: $(SYNCED) ## Write docs/reference from the job's types.
 	$(BIN)/python -m rectrain.api.generate

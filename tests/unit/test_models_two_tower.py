@@ -164,6 +164,15 @@ def test_the_loss_is_that_of_its_definition(section, negatives, labels):
     assert not output.user_vectors.requires_grad
 
 
+def test_predictions_are_the_probabilities_that_the_binary_loss_is_of():
+    spec = spec_of(labels=True, loss="BinaryCrossEntropy", similarity="Dot", temperature=0.5)
+    task, batch = task_of(spec).eval(), batch_of(spec)
+    predicted = task.model.predict(batch)["click"]
+    assert predicted.shape == (ROWS,)
+    loss, _ = task(batch)
+    torch.testing.assert_close(2 * F.binary_cross_entropy(predicted, batch.labels["click"]), loss)
+
+
 def test_binary_cross_entropy_is_of_own_pairs_and_weighted():
     spec = spec_of(labels=True, loss="BinaryCrossEntropy", temperature=0.5)
     batch = batch_of(spec, np.arange(ROWS) < ROWS - 3)

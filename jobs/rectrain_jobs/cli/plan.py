@@ -55,9 +55,10 @@ def plan(
     console = Console(highlight=False)
     console.print(report.to_table())
     on_device, on_host = (max(memory) for memory in zip(*report.memory_of_rank, strict=True))
+    of_host = f", and {format_bytes(on_host)} of main memory for each" if on_host else ""
     console.print(
-        f"fits: at most {format_bytes(on_device)} of a GPU's {format_bytes(capacity)} for tables, their optimizer state "
-        f"and the buffers of a batch{f', and {format_bytes(on_host)} of main memory for each' if on_host else ''}; "
+        f"fits: at most {format_bytes(on_device)} of a GPU's {format_bytes(capacity)} for tables, their optimizer "
+        f"state and the buffers of a batch{of_host}; "
         f"{format_bytes(sum(report.bytes_of_rank()))} of tables and state in all",
         soft_wrap=True,
     )

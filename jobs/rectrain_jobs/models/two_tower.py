@@ -59,6 +59,8 @@ class TwoTower(nn.Module):
         super().__init__()
         for problem in two_tower_problems(spec):
             raise UserError(f"{'.'.join(map(str, problem.path))} {problem.message}, not {problem.value}")
+        self.labels = spec.labels
+        self.temperature = _section(spec).temperature
         self.embeddings = embeddings
         self.arch = Towers(spec)
 
@@ -66,6 +68,15 @@ class TwoTower(nn.Module):
         """Return the user and item vectors of the batch's rows."""
         # Nothing but calls of modules, so that torchrec's pipelines can trace it and overlap the lookups.
         return self.arch(self.embeddings(batch.sparse), batch)  # type: ignore[no-any-return]
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        """Return by label name the probability [rows] that the row's user takes the row's item.
+
+        It is one where the model was trained on the label (BinaryCrossEntropy); after other losses it only orders rows.
+        """
+        users, items = self(batch)
+        scores = (users * items[: len(users)]).sum(dim=1) / self.temperature
+        return {label.name: scores.sigmoid() for label in self.labels}
 
     def user_vectors(self, batch: Batch) -> Tensor:
         """Return the user vectors [rows, width] of a batch that may have user features alone."""
