@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 
 from rectrain.api.errors import UserError
-from rectrain.api.features import Feature, FeatureKind, Side
+from rectrain.api.features import Encoding, Feature, FeatureKind, Side
 from rectrain.api.job import RecTrainingJob, RecTrainingJobSpec
 from rectrain.api.models import TwoTower
-from rectrain.api.tables import categorical_of, embedding_tables, table_of
+from rectrain.api.tables import categorical_of, embedding_tables, encoding_of, table_of
 from rectrain_jobs.data.batch import Batch, BatchBuilder
 from rectrain_jobs.data.mds import ColumnBatch, MDSDataset, Order, Position, World
 from rectrain_jobs.resolution import cache_limit_bytes, storage_options
@@ -150,6 +150,11 @@ class TrainingData:
         rows_of_rank = -(-self.dataset.num_samples // self._world.num_ranks)
         return -(-rows_of_rank // self._spec.training.batch_size)
 
+    @property
+    def num_negative_items(self) -> int | None:
+        """Number of items that uniform negatives are drawn from; None without them."""
+        return None if self._negatives is None else self._negatives.num_items
+
     def epoch(self, position: Position, first_step: int) -> Generator[TrainingBatch, None, None]:
         """Read an epoch, or the rest of one; as many batches on every rank.
 
@@ -204,12 +209,12 @@ class UniformNegatives:
         self._items = items
         self._count = count
         self._seed = seed
-        self._num_items = len(next(iter(items.values())))
+        self.num_items = len(next(iter(items.values())))
 
     def draw(self, step: int, rank: int) -> Columns:
         """Return item-side columns of the items of a step."""
         rng = np.random.default_rng((self._seed, step, rank))
-        chosen = rng.integers(self._num_items, size=self._count)
+        chosen = rng.integers(self.num_items, size=self._count)
         return {name: column[chosen] for name, column in self._items.items()}
 
 
@@ -224,8 +229,9 @@ def _negatives_of(spec: RecTrainingJobSpec, dataset: MDSDataset) -> UniformNegat
 def item_columns(spec: RecTrainingJobSpec, datasets: Sequence[MDSDataset]) -> Columns:
     """Return the item-side columns of the corpus, one row for each item, by rising id.
 
-    Where the id is all that is known of an item, the corpus is every id of its cardinality. Otherwise it is the items
-    of the data, each with the features of its last row.
+    Where the id is all that is known of an item, and ids are taken as they are, the corpus is every id of the
+    cardinality. Otherwise it is the items of the data, each with the features of its last row: a vocabulary may be
+    smaller than its cardinality, and what nothing stands for is no item.
 
     Args:
         spec: The job.
@@ -235,7 +241,7 @@ def item_columns(spec: RecTrainingJobSpec, datasets: Sequence[MDSDataset]) -> Co
     cardinality = categorical_of(spec, spec.feature(item_id)).cardinality
     assert cardinality is not None, "Feature.rules() asks for it"
     names = [f.name for f in spec.features if f.side is Side.ITEM]
-    if names == [item_id]:
+    if names == [item_id] and encoding_of(categorical_of(spec, spec.feature(item_id))) is Encoding.IDENTITY:
         return {item_id: np.arange(cardinality, dtype=np.int64)}
     known = np.zeros(cardinality, bool)
     found: Columns = {}

@@ -152,7 +152,7 @@ class Trainer:
         fuse_embedding_optimizer(task.model.embeddings.parameters(), spec.training.optimizers.embedding, ranks.device)
         plan, self.plan = make_plan(task, spec, topology_of(ranks, spec), dist.group.WORLD)
         if spec.model.is_retrieval:
-            task.set_item_counts(self.data.item_counts())
+            task.set_item_counts(self.data.item_counts(), self.data.num_negative_items)
         self.model = DistributedModelParallel(
             task, device=ranks.device, plan=plan, sharders=[EmbeddingBagCollectionSharder()]
         )
