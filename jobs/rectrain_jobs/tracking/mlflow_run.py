@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rectrain.api.job import RecTrainingJob
+from rectrain_jobs.tracking.credentials import without_credentials
 from rectrain_jobs.tracking.parameters import metric_key, parameters_of
 from rectrain_jobs.tracking.points import PointLog
 
@@ -26,7 +27,6 @@ UID_TAG, NAME_TAG = "rectrain.job_uid", "rectrain.job_name"
 _BATCH = 500
 _SYNC_SECONDS = 5.0
 _LONGEST_WAIT_SECONDS = 60.0
-_GIVE_UP_SECONDS = 30.0
 _MAX_BUNDLE_BYTES = 512 * 2**20
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class TrackingSummary:
     """How the run is recorded.
 
     Attributes:
-        tracking_uri: Server or store.
+        tracking_uri: Server or store, without credentials.
         run_id: The run; None when MLflow was never reached.
         unsent_points: Points that are only on disk.
         error: Why the rest could not be sent.
@@ -99,6 +99,7 @@ class MlflowTracker:
         state_path: File that remembers what MLflow has.
         inputs: Datasets of the run.
         tags: Further tags.
+        give_up_seconds: How long `finish` tries to reach a server that does not answer.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class MlflowTracker:
         state_path: Path,
         inputs: Sequence[DatasetInput],
         tags: dict[str, str],
+        give_up_seconds: float = 30.0,
     ) -> None:
         """Read what an earlier process sent, and begin to send in the background."""
         self._job = job
@@ -120,6 +122,7 @@ class MlflowTracker:
         self._state_path = state_path
         self._inputs = inputs
         self._tags = tags
+        self._give_up_seconds = give_up_seconds
         self._state = _read_state(state_path)
         self._client: MlflowClient | None = None
         self._error: str | None = None
@@ -142,7 +145,7 @@ class MlflowTracker:
         bundle: Path | None = None,
         bundle_uri: str | None = None,
     ) -> TrackingSummary:
-        """Send what is left and end the run; gives up on an unreachable server after 30 seconds.
+        """Send what is left and end the run; gives up on an unreachable server after a while.
 
         Args:
             status: FINISHED, FAILED or KILLED; a killed run is resumed by the next process.
@@ -155,7 +158,8 @@ class MlflowTracker:
         self._wake.set()
         self._thread.join()
         unsent = max(0, len(self._points.read()) - self._state.sent_points)
-        return TrackingSummary(self._uri, self._state.run_id, unsent, self._error, self._state.model_version)
+        uri = without_credentials(self._uri)
+        return TrackingSummary(uri, self._state.run_id, unsent, self._error, self._state.model_version)
 
     def _run(self) -> None:
         wait = 0.0
@@ -171,11 +175,11 @@ class MlflowTracker:
                     return
                 wait = _SYNC_SECONDS
             except Exception as error:  # whatever MLflow's stores raise, training goes on
-                message = " ".join(str(error).split())[:300]
+                message = without_credentials(" ".join(str(error).split()))[:300]
                 if self._error is None:
                     logger.warning(
                         "MLflow at %s: %s: %s; training goes on, points are kept",
-                        self._uri,
+                        without_credentials(self._uri),
                         type(error).__name__,
                         message,
                     )
@@ -183,7 +187,7 @@ class MlflowTracker:
                 self._client = None
                 wait = min(_LONGEST_WAIT_SECONDS, max(1.0, 2 * wait))
                 if ending is not None:
-                    if time.monotonic() - self._ended_at > _GIVE_UP_SECONDS:
+                    if time.monotonic() - self._ended_at > self._give_up_seconds:
                         return
                     self._wake.clear()
                     wait = min(wait, 5.0)

@@ -3,24 +3,33 @@
 from typing import Any
 
 from rectrain.api.job import RecTrainingJob
+from rectrain_jobs.tracking.credentials import job_without_credentials
 
 MAX_KEY, MAX_VALUE, MAX_PARAMETERS = 250, 6000, 1000
 """Longest key and value that MLflow's stores take, and the most parameters of a run that are still of use to people."""
+
+_LONG_LISTS = (("features",), ("labels",), ("data", "source", "columns"), ("sharding", "constraints"))
 
 
 def parameters_of(job: RecTrainingJob) -> dict[str, str]:
     """Return the resolved spec, defaults included, flattened to text; what no one has set is left out.
 
-    Features and labels go by name. Where that makes more than 1,000 parameters the single features are left out; the
-    job file among the run's artifacts has them.
+    Features and labels go by name. Where that makes more than 1,000 parameters, the single features are left out, then
+    other long lists; the job file among the run's artifacts has them.
     """
-    spec = job.spec.model_dump(mode="json", exclude_none=True)
+    spec = job_without_credentials(job).spec.model_dump(mode="json", exclude_none=True)
     spec.pop("workers", None)
     spec["workers"] = {"worldSize": job.spec.workers.world_size}
     flat = _flatten(spec)
-    if len(flat) > MAX_PARAMETERS:
-        flat = {key: value for key, value in flat.items() if not key.startswith("features.")}
-        flat["features"] = f"{len(job.spec.features)} features"
+    for *path, name in _LONG_LISTS:
+        if len(flat) <= MAX_PARAMETERS:
+            break
+        parent = spec
+        for part in path:
+            parent = parent.get(part, {})
+        if name in parent:
+            parent[name] = f"{len(parent[name])} {name}"
+            flat = _flatten(spec)
     return {
         key[:MAX_KEY]: value if len(value) <= MAX_VALUE else value[: MAX_VALUE - 1] + "…" for key, value in flat.items()
     }

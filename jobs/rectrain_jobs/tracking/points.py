@@ -1,6 +1,7 @@
 """Points of a run, kept in a file: what is written is there after a crash, and a resumed run does not repeat it."""
 
 import json
+import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +39,12 @@ class PointLog:
     def append(self, point: Point) -> None:
         """Add a point."""
         line = json.dumps({"step": point.step, "epoch": point.epoch, "time": point.time, **point.values})
-        with self._lock, self._path.open("a") as stream:
-            stream.write(line + "\n")
+        with self._lock, self._path.open("a+b") as stream:
+            if stream.tell() > 0:
+                stream.seek(-1, os.SEEK_END)
+                if stream.read(1) != b"\n":  # a crash cut off the last line; this one must not become part of it
+                    stream.write(b"\n")
+            stream.write(line.encode() + b"\n")
 
     def read(self) -> list[Point]:
         """Return all points; a last line that was cut off is passed over."""

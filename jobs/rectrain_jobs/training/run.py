@@ -18,8 +18,8 @@ from rectrain_jobs.features import FeatureSet
 from rectrain_jobs.features.feature_set import FEATURES_FILE
 from rectrain_jobs.resolution import storage_options
 from rectrain_jobs.storage import open_store
-from rectrain_jobs.tracking import MlflowTracker, PointLog, TrackingSummary
-from rectrain_jobs.tracking.mlflow_run import DatasetInput
+from rectrain_jobs.tracking import DatasetInput, MlflowTracker, PointLog, TrackingSummary, job_without_credentials
+from rectrain_jobs.training.data import open_dataset
 from rectrain_jobs.training.distributed import join_ranks
 from rectrain_jobs.training.output import RunOutput
 from rectrain_jobs.training.progress import ProgressDisplay, metrics_table
@@ -71,7 +71,7 @@ def run_worker(job: RecTrainingJob, output_uri: str) -> None:
         raise
     if ranks.is_first:
         output.write_metrics(metrics)
-        (output.local / "job.yaml").write_text(dump_job(job))
+        (output.local / "job.yaml").write_text(dump_job(job_without_credentials(job)))
         summary = _finish(tracker, output, bundle_uri)
         output.write_result(
             {
@@ -130,7 +130,9 @@ def _tracker(
     if not mlflow.enabled:
         return None
     uri = mlflow.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.local.parent}/mlflow.db"
-    data = trainer.data.dataset
+    read = {"training": trainer.data.dataset}
+    if job.spec.data.validation is not None and trainer.validation is not None:
+        read["validation"] = open_dataset(job, job.spec.data.validation.uri, [])
     commit = lineage["gitCommit"]
     return MlflowTracker(
         job,
@@ -138,7 +140,7 @@ def _tracker(
         tracking_uri=uri,
         points=points,
         state_path=output.local / "mlflow.json",
-        inputs=[DatasetInput(data.uri, data.digest, data.num_samples, "training")],
+        inputs=[DatasetInput(data.uri, data.digest, data.num_samples, context) for context, data in read.items()],
         tags={"mlflow.source.git.commit": commit} if commit else {},
     )
 
@@ -180,7 +182,7 @@ def _lineage(job: RecTrainingJob, trainer: Trainer, uid: str) -> dict[str, Any]:
     packages = ("rectrain", "torch", "torchrec", "mosaicml-streaming")
     return {
         "jobUid": uid,
-        "job": job.spec.model_dump(mode="json", exclude_defaults=True),
+        "job": job_without_credentials(job).spec.model_dump(mode="json", exclude_defaults=True),
         "data": {
             "uri": trainer.data.dataset.uri,
             "digest": trainer.data.dataset.digest,
