@@ -1,5 +1,6 @@
 """Sequences: a list of ids becomes a row of fixed length."""
 
+from collections.abc import Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ class Sequence(FeatureTransformer):
         out = np.full(self.max_length, PADDING, self.dtype)
         if value is None:
             return out
-        if isinstance(value, str | bytes) or not hasattr(value, "__len__"):
+        if isinstance(value, str | bytes | Mapping | Set) or not hasattr(value, "__len__"):
             raise ValueRefusedError(self.name, f"value {shown(value)} is not a list of ids")
         kept = value[-self.max_length :]
         if len(kept):
