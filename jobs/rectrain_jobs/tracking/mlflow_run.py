@@ -27,6 +27,7 @@ UID_TAG, NAME_TAG = "rectrain.job_uid", "rectrain.job_name"
 _BATCH = 500
 _SYNC_SECONDS = 5.0
 _LONGEST_WAIT_SECONDS = 60.0
+_MAX_MESSAGE = 300
 _MAX_BUNDLE_BYTES = 512 * 2**20
 
 logger = logging.getLogger(__name__)
@@ -175,7 +176,7 @@ class MlflowTracker:
                     return
                 wait = _SYNC_SECONDS
             except Exception as error:  # whatever MLflow's stores raise, training goes on
-                message = without_credentials(" ".join(str(error).split()))[:300]
+                message = _brief(without_credentials(" ".join(str(error).split())))
                 if self._error is None:
                     logger.warning(
                         "MLflow at %s: %s: %s; training goes on, points are kept",
@@ -335,6 +336,12 @@ class MlflowTracker:
         partial = self._state_path.with_suffix(".partial")
         partial.write_text(json.dumps(vars(self._state), indent=1))
         partial.replace(self._state_path)
+
+
+def _brief(message: str) -> str:
+    """Return a message without its middle if it is long: what failed is said first, and why last."""
+    half = _MAX_MESSAGE // 2
+    return message if len(message) <= _MAX_MESSAGE else f"{message[:half]} … {message[-half:]}"
 
 
 def _artifact_location(tracking_uri: str) -> str | None:
