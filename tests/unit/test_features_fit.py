@@ -1,6 +1,7 @@
 """What features learn does not depend on how the data was cut, and survives being saved."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -82,7 +83,7 @@ def assert_same(left: dict, right: dict) -> None:
 @given(rows=ROWS, cuts=st.lists(st.integers(0, 30), max_size=4))
 def test_fit_on_batches_is_fit_on_the_whole(rows, cuts):
     bounds = sorted({0, len(rows), *(cut for cut in cuts if cut < len(rows))})
-    batches = [record_batch(rows[low:high]) for low, high in zip(bounds, bounds[1:], strict=False)]
+    batches = [record_batch(rows[low:high]) for low, high in pairwise(bounds)]
     whole, parts = fit(FEATURES, [record_batch(rows)]), fit(FEATURES, batches)
     for table, learnt in whole.vocabularies.items():
         assert (learnt.values, learnt.counts) == (parts.vocabularies[table].values, parts.vocabularies[table].counts)

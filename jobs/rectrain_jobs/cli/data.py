@@ -310,7 +310,8 @@ def _print_report(report: "DatasetReport") -> None:
         )
         if "bayes" in record.metadata:
             bayes = record.metadata["bayes"]
-            console.print(f"best possible: AUC {bayes['auc']:.5f}, log loss {bayes['logLoss']:.5f}", highlight=False)
+            auc = bayes.get("auc", float("nan"))
+            console.print(f"best possible: AUC {auc:.5f}, log loss {bayes['logLoss']:.5f}", highlight=False)
     headers = ["column", "kind", "encoding", "range", "mean", "cardinality", "missing", "unknown", "length"]
     cells = [_cells(column) for column in report.columns]
     used = [place for place in range(len(headers)) if any(row[place] for row in cells)]

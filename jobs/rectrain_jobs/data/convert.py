@@ -1,7 +1,7 @@
 """Conversion of raw data to shards: fit the features, transform, write, publish at the end."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -121,6 +121,8 @@ def convert(
 
     columns = {name: (made.dtype, made.shape) for name, made in features.transformers.items()}
     columns |= {encoder.name: (encoder.dtype, encoder.shape) for encoder in encoders}
+    files = [vocabulary_file(vocabulary.name) for vocabulary in features.vocabularies.values()]
+    files += [FEATURES_FILE, RECORD_FILE, INDEX_NAME]
     with _cleaned_up(targets.values()) as writers:
         datasets: dict[str, tuple[bytes, LabelStatistics]] = {}
         for split, target in targets.items():
@@ -149,14 +151,14 @@ def convert(
             )
             for split, (index, statistics) in datasets.items()
         }
-        # Validation first: whoever sees the training shards finds the others too.
-        for split in reversed(targets):
-            features.save(stores[split])
-            records[split].save(stores[split])
-            stores[split].write_bytes(INDEX_NAME, datasets[split][0])
+        with _undone_on_failure(targets.values(), files):
+            # Validation first: whoever sees the training shards finds the others too.
+            for split in reversed(targets):
+                features.save(stores[split])
+                records[split].save(stores[split])
+                stores[split].write_bytes(INDEX_NAME, datasets[split][0])
     for split, target in targets.items():
-        files = {vocabulary_file(vocabulary.name) for vocabulary in features.vocabularies.values()}
-        target.remove_old({*writers[split].keys, *files, INDEX_NAME, RECORD_FILE, FEATURES_FILE})
+        target.remove_old({*writers[split].keys, *files})
     return Conversion(features, records)
 
 
@@ -285,9 +287,32 @@ def _cleaned_up(targets: Iterable[Target]) -> Iterator[dict[str, ShardWriter]]:
     try:
         yield writers
     except BaseException:
-        for writer in writers.values():
-            writer.discard()
-        for target in targets:
-            if not target.is_cut_off:
-                target.store.delete([MARKER_FILE])
+        # What went wrong is to be told, not that a store which failed is no better at removing.
+        with suppress(UserError):
+            for writer in writers.values():
+                writer.discard()
+            for target in targets:
+                if not target.is_cut_off:
+                    target.store.delete([MARKER_FILE])
+        raise
+
+
+@contextmanager
+def _undone_on_failure(targets: Iterable[Target], files: Sequence[str]) -> Iterator[None]:
+    """Put files back to what they were, or remove them where there were none, when publishing goes wrong.
+
+    Args:
+        targets: The folders.
+        files: Names of the files that are published in each, the one that makes it a dataset last.
+    """
+    before = [(target.store, name, target.content(name)) for target in targets for name in reversed(files)]
+    try:
+        yield
+    except BaseException:
+        for store, name, content in before:
+            with suppress(UserError):
+                if content is None:
+                    store.delete([name])
+                else:
+                    store.write_bytes(name, content)
         raise

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -113,24 +114,25 @@ def _note_largest(batches: Iterable[RawBatch], table_of: dict[str, str], largest
     for batch in batches:
         for name, table in table_of.items():
             column: Any = batch.columns[name]
+            rows = None
             if pa.types.is_large_list(column.type):
-                column = column.flatten()
+                rows, column = pc.list_parent_indices(column), column.flatten()
             if not len(column):
                 continue
             if not pa.types.is_integer(column.type):
-                _refuse(batch, name, column)
+                is_id = np.asarray(pc.match_substring_regex(column, r"^[0-9]{1,12}$").fill_null(False))
+                _refuse(batch, name, column, rows, is_id)
             ids = np.asarray(column)
-            if int(ids.min()) < 0:
-                raise UserError(
-                    f"{batch.where(int(ids.argmin()))}: {name}: value {ids.min()} is negative; ids begin at 0"
-                )
+            is_id = (ids >= 0) & (ids < _LARGEST)
+            if not is_id.all():
+                _refuse(batch, name, column, rows, is_id)
             largest[table] = max(largest.get(table, 0), int(ids.max()))
 
 
-def _refuse(batch: RawBatch, name: str, column: Any) -> None:
-    is_digits = np.asarray(pc.match_substring_regex(column, r"^\d+$"))
-    row = int(np.argmin(is_digits))
+def _refuse(batch: RawBatch, name: str, column: Any, rows: Any, is_id: npt.NDArray[np.bool_]) -> None:
+    first = int(np.argmin(is_id))
+    row = first if rows is None else rows[first].as_py()
     raise UserError(
-        f"{batch.where(row)}: {name}: value {shown(column[row].as_py())} is not an integer from 0; give "
+        f"{batch.where(row)}: {name}: value {shown(column[first].as_py())} is not an id from 0 to {_LARGEST - 1}; give "
         f"--feature {name}:Categorical:encoding=Vocabulary:cardinality=N, or --job"
     )

@@ -69,6 +69,10 @@ class Target:
             return
         raise UserError(f"{where}: {found}; choose another place, or give --overwrite to replace it")
 
+    def content(self, name: str) -> bytes | None:
+        """Return what a file of an earlier conversion holds; None when there is no such file."""
+        return self.store.read_bytes(name) if name in self.ours else None
+
     def mark(self, version: str) -> None:
         """Leave the mark of a conversion that is under way."""
         self.store.write_bytes(MARKER_FILE, json.dumps({"rectrainVersion": version}).encode())

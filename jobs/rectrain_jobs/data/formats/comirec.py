@@ -85,6 +85,10 @@ def _read(files: Sequence[SourceFile]) -> Iterator[Pairs]:
         for batch in delimited_rows(
             file, {"user": "user", "item": "item", "time": "time"}, delimiter=",", names=["user", "item", "time"]
         ):
+            for name, column in batch.columns.items():
+                if column.null_count:
+                    row = int(np.argmin(np.asarray(column.is_valid())))
+                    raise UserError(f"{batch.where(row)}: {name}: is missing; a line is user,item,time")
             with batch.locating():
                 times: npt.NDArray[np.float64] = time.raw(batch.columns["time"])
             yield Pairs(file.uri, batch.columns["user"], batch.columns["item"], batch.numbers, times)
