@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -38,13 +39,14 @@ def run(job_file: str, output: str | None, overrides: tuple[str, ...], restart: 
     from rectrain_jobs.training.output import RunOutput
 
     job = resolve_paths(job, Path(job_file).parent)
-    if restart and folder.exists():
-        if not (folder / "run.json").exists() and any(folder.iterdir()):
-            raise UserError(f"--restart: {folder} holds no run of rectrain; remove it yourself or use another --output")
-        shutil.rmtree(folder)
+    if restart:
+        _remove(folder, job)
     run_output = RunOutput(str(folder.absolute()), storage_options(job))
     run_output.identity(job)
     click.echo(f"output {folder}", err=True)
+    if (result := run_output.read_result()) is not None and not result.get("unsentPoints"):
+        _show(result, run_output.read_metrics())
+        return
     _convert(job)
     resolved = run_output.local / "job.yaml"
     resolved.write_text(dump_job(job))
@@ -56,12 +58,45 @@ def run(job_file: str, output: str | None, overrides: tuple[str, ...], restart: 
     sys.exit(code)
 
 
+def _remove(folder: Path, job: RecTrainingJob) -> None:
+    """Remove a run: its folder, and its checkpoints where the job has them elsewhere."""
+    from rectrain_jobs.resolution import storage_options
+    from rectrain_jobs.storage import open_store
+
+    if folder.exists():
+        if not (folder / "run.json").exists() and any(folder.iterdir()):
+            raise UserError(f"--restart: {folder} holds no run of rectrain; remove it yourself or use another --output")
+        shutil.rmtree(folder)
+    if job.spec.training.checkpoint.uri is not None:
+        store = open_store(job.spec.training.checkpoint.uri, storage_options(job))
+        for checkpoint in sorted({info.key.partition("/")[0] for info in store.list()}):
+            if checkpoint.startswith("step-"):
+                store.delete_prefix(checkpoint)
+
+
+def _show(result: dict[str, Any], metrics: dict[str, float]) -> None:
+    """Print what a run that has ended left."""
+    from rich.console import Console
+
+    from rectrain_jobs.training.progress import metrics_table
+
+    console = Console(highlight=False)
+    console.print(f"this run has ended after step {result['step']}; --restart trains anew", soft_wrap=True)
+    if metrics:
+        console.print(metrics_table(metrics))
+    if result["mlflowRunId"] is not None:
+        console.print(f"MLflow run  {result['mlflowRunId']} at {result['trackingUri']}", soft_wrap=True)
+    console.print(f"Bundle      {result['bundle']}", soft_wrap=True)
+
+
 def _convert(job: RecTrainingJob) -> None:
     if job.spec.data.source is None:
         return
+    from rectrain_jobs.cli.data import _progress
     from rectrain_jobs.data.convert import ensure_converted
 
-    ensure_converted(job.spec)
+    with _progress() as progress:
+        ensure_converted(job.spec, progress)
 
 
 def _hint(code: int) -> str:

@@ -20,7 +20,6 @@ _METADATA_NAMES = {
     *(
         ("torch.distributed.checkpoint.metadata", name)
         for name in (
-            "BytesStorageMetadata",
             "ChunkStorageMetadata",
             "Metadata",
             "MetadataIndex",
@@ -119,7 +118,8 @@ class StoreReader(FileSystemReader):
     """Reads a rank's part of a checkpoint from a folder of an object store; loads no pickle but torch's own metadata.
 
     The metadata that torch writes is a pickle. It is read with an unpickler that knows only the classes of which that
-    metadata consists, and tensors are read with `weights_only`.
+    metadata consists, and tensors are read with `weights_only`. Metadata may not say that an entry is no tensor: torch
+    would load that one as a pickle.
     """
 
     def __init__(self, store: ObjectStore, folder: str) -> None:

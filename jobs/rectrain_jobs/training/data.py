@@ -16,7 +16,7 @@ from rectrain.api.job import RecTrainingJob, RecTrainingJobSpec
 from rectrain.api.models import TwoTower
 from rectrain.api.tables import categorical_of, embedding_tables, encoding_of, table_of
 from rectrain_jobs.data.batch import Batch, BatchBuilder
-from rectrain_jobs.data.mds import ColumnBatch, MDSDataset, Order, Position, World
+from rectrain_jobs.data.mds import BatchReader, ColumnBatch, MDSDataset, Order, Position, World
 from rectrain_jobs.resolution import cache_limit_bytes, storage_options
 from rectrain_jobs.training.distributed import Ranks
 
@@ -155,6 +155,12 @@ class TrainingData:
         """Number of items that uniform negatives are drawn from; None without them."""
         return None if self._negatives is None else self._negatives.num_items
 
+    def batches_done(self, position: Position) -> int:
+        """Return the number of batches of its epoch that a position is after, on this number of ranks."""
+        if position.sample_in_epoch == 0:
+            return 0
+        return self.batches_in_epoch() - len(self._reader(position))
+
     def epoch(self, position: Position, first_step: int) -> Generator[TrainingBatch, None, None]:
         """Read an epoch, or the rest of one; as many batches on every rank.
 
@@ -165,13 +171,7 @@ class TrainingData:
         Raises:
             UserError: A shard is damaged or cannot be fetched, or a value is out of range.
         """
-        reader = self.dataset.training_epoch(
-            position,
-            batch_size=self._spec.training.batch_size,
-            world=self._world,
-            order=self._order,
-            columns=self._builder.columns,
-        )
+        reader = self._reader(position)
         last = len(reader) - 1
         for number, rows in enumerate(reader):
             after = rows.position.next_epoch() if number == last else rows.position
@@ -188,6 +188,15 @@ class TrainingData:
         total = torch.from_numpy(counts)
         dist.all_reduce(total, group=self._ranks.control)
         return total
+
+    def _reader(self, position: Position) -> BatchReader:
+        return self.dataset.training_epoch(
+            position,
+            batch_size=self._spec.training.batch_size,
+            world=self._world,
+            order=self._order,
+            columns=self._builder.columns,
+        )
 
     def _build(self, rows: ColumnBatch, step: int) -> Batch:
         self._checker.check(rows.columns, rows.sample_ids)

@@ -110,13 +110,13 @@ class ModelOptimizer:
     Args:
         model: The sharded model; its tables were marked by `fuse_embedding_optimizer`.
         spec: The job's optimizers.
-        total_steps: Steps of the whole training, for the decay of the rates.
+        total_steps: Steps of the whole training, for the decay of the rates; may be set anew.
     """
 
     def __init__(self, model: DistributedModelParallel, spec: Optimizers, total_steps: int) -> None:
         """Make the optimizers of what is not fused."""
         self._spec = spec
-        self._total_steps = total_steps
+        self.total_steps = total_steps
         self._fused = model.fused_optimizer
         rest = dict(in_backward_optimizer_filter(model.named_parameters()))
         copies = {name: p for name, p in rest.items() if ".embedding_bags." in name}
@@ -134,13 +134,13 @@ class ModelOptimizer:
             step: Number of steps done before this one.
         """
         embedding = self._spec.embedding.learning_rate * learning_rate_factor(
-            self._spec.embedding.schedule, step, self._total_steps
+            self._spec.embedding.schedule, step, self.total_steps
         )
         for optimizer in (self._fused, self._copies):
             if optimizer is not None:
                 _set_rate(optimizer, embedding)
         if self._dense is not None:
-            factor = learning_rate_factor(self._spec.dense.schedule, step, self._total_steps)
+            factor = learning_rate_factor(self._spec.dense.schedule, step, self.total_steps)
             _set_rate(self._dense, self._spec.dense.learning_rate * factor)
         self._fused.step()  # the fused kernels take the rate of this step; the update itself is in the backward pass
         for optimizer in (self._copies, self._dense):

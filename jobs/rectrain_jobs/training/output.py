@@ -12,6 +12,7 @@ from rectrain.api.job import RecTrainingJob
 from rectrain_jobs.storage import ObjectStore, Storage, StorageError, open_store
 
 IDENTITY = "run.json"
+PLAN = "plan.json"
 _IDENTITY_SECTIONS = {"model", "features", "labels", "data", "training", "evaluation", "sharding"}
 
 
@@ -42,18 +43,21 @@ class RunOutput:
     def identity(self, job: RecTrainingJob) -> str:
         """Return the run's uid; the first process makes it, a restart finds it.
 
+        A run that has not begun to train, for its data was wrong, leaves its folder to a corrected job.
+
         Raises:
             UserError: The folder holds a run of another job.
         """
         wanted = identity_of(job)
         if self.store.exists(IDENTITY):
             found = json.loads(self.store.read_bytes(IDENTITY))
-            if found["job"] != wanted:
+            if found["job"] == wanted:
+                return str(found["uid"])
+            if self.store.exists(PLAN):
                 raise UserError(
                     f"{self.uri}: holds the run of another job: {_difference(found['job'], wanted)}; "
                     "use another --output, or --restart to remove it"
                 )
-            return str(found["uid"])
         uid = job.metadata.uid or str(uuid.uuid4())
         self._write(IDENTITY, {"uid": uid, "name": job.metadata.name, "job": wanted})
         return uid
@@ -64,7 +68,7 @@ class RunOutput:
 
     def write_plan(self, plan: dict[str, Any]) -> None:
         """Write plan.json."""
-        self._write("plan.json", plan)
+        self._write(PLAN, plan)
 
     def write_progress(self, progress: dict[str, Any]) -> None:
         """Write progress.json, on this machine only."""

@@ -15,6 +15,7 @@ from rich.table import Table
 from torch import nn
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.types import ParameterConstraints, PlannerError, ShardingOption, Stats
 from torchrec.distributed.types import ShardingPlan
 
@@ -212,11 +213,13 @@ def make_plan(
         UserError: The tables do not fit, or a constraint cannot be met; the message names tables and remedies.
     """
     chosen = _ChosenOptions()
+    constraints = _constraints(spec, topology.compute_device)
     planner = EmbeddingShardingPlanner(
         topology=topology,
+        enumerator=_OrderedEnumerator(topology, spec.training.batch_size, constraints),
         stats=chosen,
         batch_size=spec.training.batch_size,
-        constraints=_constraints(spec, topology.compute_device),
+        constraints=constraints,
         debug=False,
     )
     sharders = [EmbeddingBagCollectionSharder()]
@@ -225,6 +228,19 @@ def make_plan(
     except PlannerError as error:
         raise UserError(explain_misfit(spec, topology, error)) from None
     return plan, replace(report_plan(plan, spec, topology), memory_of_rank=chosen.memory_of_rank)
+
+
+class _OrderedEnumerator(EmbeddingEnumerator):  # type: ignore[misc]  # torchrec has no types
+    """Lists the options of a table in one order, so that one job always gets one plan.
+
+    torchrec's lists them as a set gives them, which differs from process to process, and the first of equals is chosen.
+    """
+
+    def _filter_sharding_types(self, *args: Any, **kwargs: Any) -> list[str]:
+        return sorted(super()._filter_sharding_types(*args, **kwargs), key=list(_TYPES.values()).index)
+
+    def _filter_compute_kernels(self, *args: Any, **kwargs: Any) -> list[str]:
+        return sorted(super()._filter_compute_kernels(*args, **kwargs), key=list(_KERNELS.values()).index)
 
 
 class _ChosenOptions(Stats):  # type: ignore[misc]  # torchrec has no types

@@ -81,6 +81,7 @@ def run_worker(job: RecTrainingJob, output_uri: str) -> None:
                 "bundle": bundle_uri,
                 "mlflowRunId": summary.run_id if summary is not None else None,
                 "trackingUri": summary.tracking_uri if summary is not None else None,
+                "unsentPoints": summary.unsent_points if summary is not None else 0,
             }
         )
         display.stop()

@@ -55,6 +55,8 @@ class Progress:
         goodness: Its goodness at this step, if it was evaluated here.
         evaluations_since_best: Evaluations since the best one.
         metrics: The last evaluation, by name.
+        extra_steps: Steps done more than the data read so far makes on this number of ranks; a run that began on
+            another number has some.
         stopped_early: Whether the watched metric has stopped getting better.
     """
 
@@ -64,6 +66,7 @@ class Progress:
     goodness: float | None = None
     evaluations_since_best: int = 0
     metrics: dict[str, float] | None = None
+    extra_steps: int = 0
     stopped_early: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -250,26 +253,31 @@ class Trainer:
         self.recent.append((progress.step, batch))
         epoch_ended = batch.after.sample_in_epoch == 0
         last = progress.step >= self.total_steps
-        if last or progress.step % self.check_every == 0:
-            self.check()
+        evaluates = last or self.evaluation_is_due(epoch_ended)
+        saves = last or self.checkpoint_is_due(epoch_ended)
+        stops = (evaluates or saves or progress.step % self.check_every == 0) and self.check()
         if last or progress.step % self.training.log_every_steps == 0:
             self.log_point()
         self.display.update(self.snapshot())
-        if last or self.evaluation_is_due(epoch_ended):
+        if evaluates:
             self.evaluate()
-        if last or progress.stopped_early or self.checkpoint_is_due(epoch_ended):
+        if saves or stops or progress.stopped_early:
             self.save()
+        if stops and not self.is_done():
+            raise StopRequestedError(
+                f"stopped by SIGTERM after step {progress.step} of {self.total_steps}; the checkpoint is saved, "
+                "a restart continues from it"
+            )
 
-    def check(self) -> None:
-        """Stop all ranks if a loss of any was not finite; save and stop if any was asked to.
+    def check(self) -> bool:
+        """Return whether any rank was asked to stop, the same on every rank.
 
         Raises:
-            DivergedError: With the step and the rows of the batch.
-            StopRequestedError: After a checkpoint.
+            DivergedError: The loss of a step was not finite on some rank; with the step and the rows of the batch.
         """
         bad_step = self.losses.first_bad_step()
         if not self.ranks.any(bad_step is not None or self.stop_requested):
-            return
+            return False
         where = ""
         if bad_step is not None:
             batch = next(b for step, b in self.recent if step == bad_step)
@@ -285,11 +293,7 @@ class Trainer:
                 f"the loss is not finite at {'; '.join(filter(None, reports))}; lower the learning rates, or clip "
                 "gradients: training.optimizers.embedding.clipValue and training.optimizers.dense.clipNorm"
             )
-        self.save()
-        raise StopRequestedError(
-            f"stopped by SIGTERM after step {self.progress.step} of {self.total_steps}; the checkpoint is saved, "
-            "a restart continues from it"
-        )
+        return True
 
     def log_point(self) -> None:
         """Write a point: the mean loss of all ranks since the last one."""
@@ -358,6 +362,11 @@ class Trainer:
         if same_ranks:
             restore_rng(state["rng"], self.ranks)
         self.progress = Progress.from_json(saved.marker)
+        if not same_ranks:  # an epoch has another number of steps
+            done = self.progress.position.epoch * self.steps_in_epoch + self.data.batches_done(self.progress.position)
+            self.progress.extra_steps = saved.step - done
+        self.total_steps = total_steps(self.training, self.steps_in_epoch, self.progress.extra_steps)
+        self.optimizer.total_steps = self.total_steps
         if self.ranks.is_first:  # the sum is of all ranks, so one has it
             self.losses.restart(saved.marker["lossSum"], saved.marker["lossSteps"])
             self.points.truncate_after(saved.step)
@@ -414,13 +423,14 @@ class Trainer:
             signal.signal(signal.SIGTERM, before)
 
 
-def total_steps(training: Training, steps_in_epoch: int) -> int:
+def total_steps(training: Training, steps_in_epoch: int, extra_steps: int = 0) -> int:
     """Return the number of steps of a training.
 
     Args:
         training: The job's length: epochs, maxSteps, both or none (one epoch).
         steps_in_epoch: Batches of an epoch.
+        extra_steps: As in Progress.
     """
     epochs = training.epochs if training.epochs is not None else (1 if training.max_steps is None else None)
-    limits = [epochs * steps_in_epoch if epochs is not None else None, training.max_steps]
+    limits = [epochs * steps_in_epoch + extra_steps if epochs is not None else None, training.max_steps]
     return min(limit for limit in limits if limit is not None)
