@@ -249,6 +249,7 @@ class Trainer:
         progress = self.progress
         progress.step += 1
         progress.position = batch.after
+        progress.goodness = None  # it is of one step, whether or not that has a checkpoint
         self.throughput.step()
         self.recent.append((progress.step, batch))
         epoch_ended = batch.after.sample_in_epoch == 0
@@ -343,7 +344,6 @@ class Trainer:
         marker = self.progress.to_json() | {"lossSum": float(total[0]), "lossSteps": float(total[1])}
         marker["plan"] = self.plan.to_json()
         self.checkpointer.save(self.progress.step, self.state(), marker)
-        self.progress.goodness = None
         self.throughput.restart()
 
     def restore(self) -> None:
