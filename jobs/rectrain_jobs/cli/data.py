@@ -106,7 +106,7 @@ def convert(
     definition = replace(definition, hold_out=validation is not None)
     if not gives_validation(definition):
         validation = None
-    with _progress() as progress:
+    with conversion_progress() as progress:
         if not definition.features:
             progress.say(f"Finding the features of {definition.source.format}.")
             given_labels = definition.labels
@@ -233,7 +233,7 @@ def _validation_message(error: Any) -> str:
 
 
 @contextmanager
-def _progress() -> Iterator["Progress"]:
+def conversion_progress() -> Iterator["Progress"]:
     """Show progress on standard error: a bar in a terminal, lines elsewhere."""
     from rich.console import Console
     from rich.progress import Progress as Bar

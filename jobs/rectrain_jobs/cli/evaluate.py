@@ -24,6 +24,9 @@ def evaluate(job_file: str, bundle: str, overrides: tuple[str, ...], as_json: bo
     job = load_job(job_file, overrides)
     if job.spec.data.validation is None or not job.spec.metrics:
         raise UserError(f"{job_file}: spec.data.validation: is required: metrics are measured on it")
+    from rectrain_jobs.installation import check_kernels
+
+    check_kernels()
     from rich.console import Console
 
     from rectrain_jobs.bundle import load_bundle

@@ -33,6 +33,9 @@ def plan(
         capacity = parse_bytes(given)
     except ValueError as error:
         raise UserError(f"--hbm: {error}") from None
+    from rectrain_jobs.installation import check_kernels
+
+    check_kernels()
     import torch
     from rich.console import Console
 

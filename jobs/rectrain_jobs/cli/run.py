@@ -34,6 +34,7 @@ def run(job_file: str, output: str | None, overrides: tuple[str, ...], restart: 
     """
     job = load_job(job_file, overrides)
     folder = Path(output) if output is not None else Path("runs") / f"{job.metadata.name}-{_digest(job)}"
+    from rectrain_jobs.installation import check_kernels
     from rectrain_jobs.resolution import resolve_paths, storage_options
     from rectrain_jobs.training.launch import run_ranks
     from rectrain_jobs.training.output import RunOutput
@@ -47,6 +48,7 @@ def run(job_file: str, output: str | None, overrides: tuple[str, ...], restart: 
     if (result := run_output.read_result()) is not None and not result.get("unsentPoints"):
         _show(result, run_output.read_metrics())
         return
+    check_kernels()
     _convert(job)
     resolved = run_output.local / "job.yaml"
     resolved.write_text(dump_job(job))
@@ -92,10 +94,10 @@ def _show(result: dict[str, Any], metrics: dict[str, float]) -> None:
 def _convert(job: RecTrainingJob) -> None:
     if job.spec.data.source is None:
         return
-    from rectrain_jobs.cli.data import _progress
+    from rectrain_jobs.cli.data import conversion_progress
     from rectrain_jobs.data.convert import ensure_converted
 
-    with _progress() as progress:
+    with conversion_progress() as progress:
         ensure_converted(job.spec, progress)
 
 

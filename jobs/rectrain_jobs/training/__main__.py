@@ -30,7 +30,13 @@ def main(job_file: str, output: str | None, overrides: tuple[str, ...]) -> None:
 
 
 def _run(job_file: str, output: str | None, overrides: tuple[str, ...]) -> int:
+    from rectrain_jobs.installation import check_kernels
     from rectrain_jobs.resolution import resolve_paths
+
+    try:
+        check_kernels()
+    except UserError as error:
+        return _end(exit_codes.USER_ERROR, str(error))
     from rectrain_jobs.training.run import DivergedError, StopRequestedError, run_worker
 
     try:
