@@ -136,6 +136,13 @@ def test_triples_as_text(tmp_path, file, content, options):
     assert rows_of(tmp_path / "train") == TRIPLES_ROWS
 
 
+def test_a_row_whose_wanted_values_are_all_missing_is_a_row_and_an_empty_line_is_none(tmp_path):
+    asked = definition([USER], format="Triples", uri=put(tmp_path / "rows.csv", "user_id,other\n1,5\n,9\n,\n2,\n"))
+    converted(tmp_path, asked, validation=False)
+    missing = USER["cardinality"] + 1
+    assert tuples_of(tmp_path / "train", "user_id") == [(1,), (missing,), (2,)]
+
+
 @pytest.mark.parametrize("format_", ["Triples", "Parquet"])
 def test_parquet(tmp_path, format_):
     table = {"uid": ["b", "a", "a"], "age": [1.5, None, 3.0], "tags": [[0, 1, 2], None, [3]], "rating": [5, 0.5, 1]}

@@ -69,7 +69,6 @@ def delimited_rows(
                         invalid_row_handler=refuse,
                     ),
                     convert_options=pa_csv.ConvertOptions(
-                        include_columns=sorted(set(place_of.values()), key=int),
                         column_types=dict.fromkeys(numbered, pa.binary()),
                         strings_can_be_null=True,
                         null_values=[""],
@@ -116,9 +115,10 @@ def _raw_batch(batch: pa.RecordBatch, place_of: Mapping[str, str], file: SourceF
         except pa.ArrowInvalid:
             raise UserError(f"{file.uri}:{numbers[_first_that_is_no_text(column)]}: is not UTF-8 text") from None
     raw = RawBatch({name: texts[place] for name, place in place_of.items()}, file.uri, numbers)
-    if all(column.null_count for column in texts.values()):
+    # A line without any value is no row; one whose wanted values are all missing is.
+    if all(column.null_count for column in batch.columns):
         empty = np.ones(batch.num_rows, bool)
-        for column in texts.values():
+        for column in batch.columns:
             empty &= np.asarray(pc.is_null(column))
         return raw.select(~empty)
     return raw
