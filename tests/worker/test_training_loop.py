@@ -18,6 +18,7 @@ from training_runs import (
     rows_of,
     succeed,
     train,
+    two_tower_job,
     weights_of,
     write_shards,
 )
@@ -144,6 +145,14 @@ def test_a_wrong_id_in_the_validation_shards_is_named(tmp_path):
     columns = spoiled("user_id", 150, 77)
     write_shards(tmp_path / "validation", columns)
     assert_refused(tmp_path, rf"{tmp_path}/validation: row 150: feature user_id has id 77")
+
+
+def test_an_evaluation_set_without_users_is_named(tmp_path):
+    columns = rows_of()
+    columns["label"] = np.zeros_like(columns["label"])  # no row is a user's relevant item
+    write_shards(tmp_path / "validation", columns)
+    job = two_tower_job(tmp_path, labels=[{"name": "label", "task": "Binary"}])
+    assert_refused(tmp_path, rf"{tmp_path}/validation: has no users to evaluate on", job)
 
 
 def damage_shard(folder, damage):

@@ -101,7 +101,7 @@ def _write_job(
     }
     job = {"apiVersion": "rectrain.io/v1alpha1", "kind": "RecTrainingJob", "metadata": {"name": "tiny"}}
     for section, values in changes.items():
-        spec[section] = spec.get(section, {}) | values
+        spec[section] = spec.get(section, {}) | values if isinstance(values, dict) else values
     file = folder / "job.yaml"
     file.write_text(yaml.safe_dump(job | {"spec": spec}))
     return file
