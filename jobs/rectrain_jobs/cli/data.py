@@ -281,11 +281,12 @@ def _print_conversion(conversion: "Conversion", uris: dict[str, str | None], is_
             if "mean" in statistics:
                 click.echo(f"  {name}: mean {statistics['mean']:.6g}")
         if split == "validation" and "bayes" in record.metadata:
-            bayes = record.metadata["bayes"]
-            click.echo(
-                f"  best possible on these rows (the planted model): AUC {bayes.get('auc', float('nan')):.5f}, "
-                f"log loss {bayes['logLoss']:.5f}"
-            )
+            click.echo(f"  best possible on these rows (the planted model): {_bayes_text(record.metadata['bayes'])}")
+
+
+def _bayes_text(bayes: dict[str, float]) -> str:
+    """Return what the planted model reaches; there is no AUC where all labels are alike."""
+    return f"AUC {bayes.get('auc', float('nan')):.5f}, log loss {bayes['logLoss']:.5f}"
 
 
 def _print_report(report: "DatasetReport") -> None:
@@ -309,9 +310,7 @@ def _print_report(report: "DatasetReport") -> None:
             highlight=False,
         )
         if "bayes" in record.metadata:
-            bayes = record.metadata["bayes"]
-            auc = bayes.get("auc", float("nan"))
-            console.print(f"best possible: AUC {auc:.5f}, log loss {bayes['logLoss']:.5f}", highlight=False)
+            console.print(f"best possible: {_bayes_text(record.metadata['bayes'])}", highlight=False)
     headers = ["column", "kind", "encoding", "range", "mean", "cardinality", "missing", "unknown", "length"]
     cells = [_cells(column) for column in report.columns]
     used = [place for place in range(len(headers)) if any(row[place] for row in cells)]
