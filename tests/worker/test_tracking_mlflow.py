@@ -206,6 +206,31 @@ def test_resumed_run_repeats_no_point(uri, name, tmp_path):
     assert steps(uri, summary.run_id) == [1, 2, 3, 4]
 
 
+def test_a_machine_without_the_first_ones_files_repeats_no_point(uri, name, tmp_path):
+    first, points = tracker_of(job_named(name), uri, tmp_path / "a")
+    for step in (1, 2, 3):
+        points.append(point(step))
+    run_id = first.finish("KILLED").run_id
+    second, points = tracker_of(job_named(name), uri, tmp_path / "b")
+    for step in (3, 4):  # the checkpoint was saved at step 2
+        points.append(point(step))
+    summary = second.finish("FINISHED")
+    assert summary.run_id == run_id and summary.unsent_points == 0
+    assert steps(uri, run_id) == [1, 2, 3, 4]
+
+
+def test_system_metrics_are_recorded_when_asked_for_and_go_on_after_a_restart(uri, name, tmp_path):
+    keys = ("system/cpu_utilization_percentage", "system/system_memory_usage_megabytes")
+    for folder in ("a", "b"):
+        tracker, _ = tracker_of(job_named(name, systemMetrics=True), uri, tmp_path / folder)
+        run_id = tracker.finish("KILLED").run_id
+    for key in keys:
+        samples = [step for step, _, _ in history(uri, run_id, key)]
+        assert samples == list(range(len(samples))) and len(samples) >= 2
+    plain, _ = tracker_of(job_named(name), uri, tmp_path / "c", uid="uid-2")
+    assert not MlflowClient(uri).get_run(plain.finish("KILLED").run_id).data.metrics
+
+
 @pytest.mark.parametrize("features", [3, 1999])
 def test_parameters_and_inputs_are_recorded_within_limits(uri, name, tmp_path, features):
     tracker, _ = tracker_of(job_named(name, features), uri, tmp_path)

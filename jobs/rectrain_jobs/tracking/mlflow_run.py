@@ -19,6 +19,7 @@ from rectrain.api.job import RecTrainingJob
 from rectrain_jobs.tracking.credentials import without_credentials
 from rectrain_jobs.tracking.parameters import metric_key, parameters_of
 from rectrain_jobs.tracking.points import PointLog
+from rectrain_jobs.tracking.system_metrics import SYSTEM_PREFIX, SystemSampler
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -126,6 +127,9 @@ class MlflowTracker:
         self._give_up_seconds = give_up_seconds
         self._state = _read_state(state_path)
         self._client: MlflowClient | None = None
+        self._sampler: SystemSampler | None = None
+        self._system_samples = 0
+        self._known_steps: dict[str, set[int]] = {}
         self._error: str | None = None
         self._ending: _Ending | None = None
         self._ended_at = 0.0
@@ -198,6 +202,8 @@ class MlflowTracker:
         if not self._state.described:
             self._describe(client)
         self._send_points(client)
+        if self._job.spec.tracking.mlflow.system_metrics:
+            self._send_system_metrics(client)
 
     def _connected(self) -> "MlflowClient":
         if self._client is not None:
@@ -215,8 +221,18 @@ class MlflowTracker:
             self._save_state()
         else:
             client.update_run(self._state.run_id, status="RUNNING")
+        self._read_known_steps(client, self._state.run_id)
         self._client = client
         return client
+
+    def _read_known_steps(self, client: "MlflowClient", run_id: str) -> None:
+        """Ask what MLflow has: the state file may be another machine's, or a call took effect without its answer."""
+        self._known_steps = {
+            key: {metric.step for metric in client.get_metric_history(run_id, key)}
+            for key in client.get_run(run_id).data.metrics
+        }
+        last_samples = [max(steps) for key, steps in self._known_steps.items() if key.startswith(SYSTEM_PREFIX)]
+        self._system_samples = max(last_samples, default=-1) + 1
 
     def _find_or_create_run(self, client: "MlflowClient") -> str:
         name = self._job.spec.tracking.mlflow.experiment or self._job.metadata.name
@@ -280,11 +296,24 @@ class MlflowTracker:
                     Metric(metric_key(name), value, int(point.time * 1000), point.step)
                     for name, value in point.values.items()
                     if not math.isnan(value)  # MLflow's stores differ in what they make of it
+                    and point.step not in self._known_steps.get(metric_key(name), ())
                 ]
                 sent += 1
             client.log_batch(self._state.run_id, metrics=batch)
             self._state.sent_points = sent
             self._save_state()
+
+    def _send_system_metrics(self, client: "MlflowClient") -> None:
+        from mlflow.entities import Metric
+
+        assert self._state.run_id is not None
+        if self._sampler is None:
+            self._sampler = SystemSampler()
+        now = int(time.time() * 1000)
+        # As in MLflow's own monitor the step is the number of the sample, not a step of training.
+        samples = [Metric(k, v, now, self._system_samples) for k, v in self._sampler.sample().items()]
+        client.log_batch(self._state.run_id, metrics=samples)
+        self._system_samples += 1
 
     def _end(self, ending: _Ending) -> None:
         client = self._connected()
