@@ -49,6 +49,11 @@ def change_json(file, change):
     file.write_text(json.dumps(content))
 
 
+def change_last_byte(file):
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
 def drop_a_parameter(content):
     content["parameters"].pop(sorted(content["parameters"])[0])
 
@@ -74,7 +79,11 @@ DAMAGES = {
         lambda b: (b / "weights/rank-00000.safetensors").write_bytes(
             (b / "weights/rank-00000.safetensors").read_bytes()[:-20]
         ),
-        r"rank-00000\.safetensors: cannot be read",
+        r"rank-00000\.safetensors: is damaged: its SHA-256 is",
+    ),
+    "a weight changed": (
+        lambda b: change_last_byte(b / "weights/rank-00000.safetensors"),
+        r"rank-00000\.safetensors: is damaged: its SHA-256 is",
     ),
 }
 

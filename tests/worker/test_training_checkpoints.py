@@ -15,10 +15,12 @@ from rectrain_jobs.training.checkpoint import Checkpointer
 from rectrain_jobs.training.checkpoint_files import StoreReader
 from rectrain_jobs.training.distributed import Ranks
 
+JOB = {"model": {"type": "DLRM"}}
 
-def checkpointer(folder, **settings):
+
+def checkpointer(folder, identity=JOB, **settings):
     ranks = Ranks(dist.get_rank(), dist.get_world_size(), dist.get_world_size(), torch.device("cpu"), dist.group.WORLD)
-    return Checkpointer(open_store(folder, Storage()), ranks, **settings)
+    return Checkpointer(open_store(folder, Storage()), ranks, identity=identity, **settings)
 
 
 def save_some(folder, keep, keep_best, goodness):
@@ -99,6 +101,25 @@ def _bytes_entry():
     return pickle.dumps(Metadata(state_dict_metadata={"x": BytesStorageMetadata()}))
 
 
+def test_a_checkpoint_of_another_job_is_refused(tmp_path):
+    run_on_ranks(save_some, 1, str(tmp_path), 1, False, [None])
+
+    def latest_of(identity):
+        return run_on_ranks(latest_step, 1, str(tmp_path), identity)
+
+    assert latest_of(JOB) == [1]
+    (error,) = latest_of({"model": {"type": "DCNv2"}})
+    assert 'step-0000000001: is of another job: spec.model.type was "DLRM", and is "DCNv2"' in error
+    assert "training.checkpoint.uri" in error
+
+
+def latest_step(folder, identity):
+    try:
+        return checkpointer(folder, identity, keep=1, keep_best=False).latest().step
+    except UserError as error:
+        return str(error)
+
+
 def test_a_damaged_checkpoint_is_named_on_every_rank(tmp_path):
     run_on_ranks(save_some, 2, str(tmp_path), 1, False, [None])
     for part in (tmp_path / "step-0000000001").glob("*.distcp"):
@@ -108,7 +129,7 @@ def test_a_damaged_checkpoint_is_named_on_every_rank(tmp_path):
 
 
 def test_a_damaged_marker_is_named(tmp_path):
-    from rectrain_jobs.training.checkpoint import list_checkpoints
+    from rectrain_jobs.training.checkpoint_listing import list_checkpoints
 
     (tmp_path / "step-0000000001").mkdir()
     marker = tmp_path / "step-0000000001/complete.json"

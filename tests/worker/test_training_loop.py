@@ -42,11 +42,14 @@ def test_evaluations_and_checkpoints_come_at_the_steps_that_the_job_asks_for(tmp
     _, output, _ = ended_run(tmp_path_factory, dlrm_job)
     assert sorted(points_of(output)) == list(range(1, 15))
     assert sorted(points_of(output, "auc")) == [5, 10, 14]
-    markers = [json.loads(file.read_text()) for file in sorted(output.glob("checkpoints/*/complete.json"))]
-    assert [marker["step"] for marker in markers] == [12, 14]
-    # Only a checkpoint of a step that was evaluated can be the best one.
     aucs = points_of(output, "auc")
-    assert [marker["goodness"] for marker in markers] == [None, pytest.approx(aucs[14])]
+    best = [step for step in aucs if aucs[step] == max(auc for earlier, auc in aucs.items() if earlier <= step)]
+    markers = [json.loads(file.read_text()) for file in sorted(output.glob("checkpoints/*/complete.json"))]
+    # Every sixth step, the last one and every best one were saved; the newest two and the best are kept.
+    newest = sorted({6, 12, 14, *best})[-2:]
+    assert [marker["step"] for marker in markers] == sorted({*newest, best[-1]})
+    goodness = {marker["step"]: marker["goodness"] for marker in markers}
+    assert goodness == {step: pytest.approx(aucs[step]) if step in aucs else None for step in goodness}
     assert markers[-1]["best"] == pytest.approx(max(aucs.values()))
     assert json.loads((output / "metrics.json").read_text())["auc"] == pytest.approx(aucs[14])
 

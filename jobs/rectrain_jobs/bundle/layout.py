@@ -48,6 +48,8 @@ class Parameter(ApiModel):
 class WeightsIndex(ApiModel):
     """Where every parameter is."""
 
+    files: dict[str, str]
+    """SHA-256 of each file of weights, by key."""
     parameters: dict[str, Parameter]
     """By name in the model."""
 

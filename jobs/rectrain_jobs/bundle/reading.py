@@ -1,5 +1,6 @@
 """Read a bundle on one process, without torchrec's sharding and without pickle."""
 
+import hashlib
 import math
 import tempfile
 from dataclasses import dataclass
@@ -97,8 +98,19 @@ def _load_weights(store: ObjectStore, index: WeightsIndex, model: nn.Module) -> 
             if path is None:
                 path = Path(folder) / "weights"
                 store.download(key, path)
+            _check_digest(store.uri_of(key), path, index.files.get(key))
             _load_file(store.uri_of(key), path, wanted, state)
     model.load_state_dict(state)
+
+
+def _check_digest(uri: str, path: Path, expected: str | None) -> None:
+    try:
+        with path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{uri}: cannot be read: {error.strerror}") from None
+    if found != expected:
+        raise UserError(f"{uri}: is damaged: its SHA-256 is {found}, and {INDEX} says {expected}")
 
 
 def _load_file(uri: str, path: Path, wanted: list[tuple[str, Parameter, int]], state: dict[str, torch.Tensor]) -> None:

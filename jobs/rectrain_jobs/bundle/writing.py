@@ -1,5 +1,6 @@
 """Write a bundle: every rank writes the rows that it holds, rank 0 the rest, bundle.json last."""
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,12 +42,16 @@ def write_bundle(
         store.delete_prefix("weights")
     dist.barrier(group=group)
     parameters, tensors = _own_parts(state, rank)
+    files: dict[str, str] = {}
     if tensors:
-        store.write_bytes(weights_file(rank), safetensors.torch.save(tensors))
+        data = safetensors.torch.save(tensors)
+        store.write_bytes(weights_file(rank), data)
+        files[weights_file(rank)] = hashlib.sha256(data).hexdigest()
+    own = WeightsIndex(files=files, parameters=parameters).model_dump()
     of_ranks: list[dict[str, Any] | None] = [None] * dist.get_world_size(group) if rank == 0 else []
-    dist.gather_object({n: p.model_dump() for n, p in parameters.items()}, of_ranks if rank == 0 else None, group=group)
+    dist.gather_object(own, of_ranks if rank == 0 else None, group=group)
     if rank == 0:
-        index = _merge([p for p in of_ranks if p is not None])
+        index = _merge([WeightsIndex.model_validate(found) for found in of_ranks])
         store.write_bytes(INDEX, index.model_dump_json(indent=1).encode())
         features.save(store)
         sections = {"model", "features", "labels"}
@@ -83,12 +88,13 @@ def _own_parts(state: Mapping[str, Any], rank: int) -> tuple[dict[str, Parameter
     return parameters, tensors
 
 
-def _merge(of_ranks: list[dict[str, Any]]) -> WeightsIndex:
+def _merge(of_ranks: list[WeightsIndex]) -> WeightsIndex:
+    files: dict[str, str] = {}
     merged: dict[str, Parameter] = {}
-    for found in of_ranks:
-        for name, value in found.items():
-            parameter = Parameter.model_validate(value)
+    for index in of_ranks:
+        files |= index.files
+        for name, parameter in index.parameters.items():
             if name in merged:
                 parameter = parameter.model_copy(update={"parts": [*merged[name].parts, *parameter.parts]})
             merged[name] = parameter
-    return WeightsIndex(parameters=dict(sorted(merged.items())))
+    return WeightsIndex(files=files, parameters=dict(sorted(merged.items())))

@@ -2,19 +2,22 @@
 
 import hashlib
 import json
-import shutil
 import sys
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from rectrain.api import RecTrainingJob, UserError, dump_job, load_job
+from rectrain.api import RecTrainingJob, dump_job, load_job
+
+if TYPE_CHECKING:
+    from rectrain_jobs.training.output import RunOutput
 
 
 @click.command()
 @click.argument("job_file", metavar="JOB", type=click.Path())
-@click.option("--output", metavar="DIR", help="Folder of the results. Default: runs/<name>-<digest of the job>.")
+@click.option("--output", metavar="URI", help="Folder of the results. Default: runs/<name>-<digest of the job>.")
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a field of the job.")
 @click.option("--restart", is_flag=True, help="Remove what an earlier run left in the output folder, and begin anew.")
 def run(job_file: str, output: str | None, overrides: tuple[str, ...], restart: bool) -> None:
@@ -27,32 +30,34 @@ def run(job_file: str, output: str | None, overrides: tuple[str, ...], restart: 
       rectrain run examples/amazon-cds/job.yaml
       rectrain run examples/amazon-cds/job.yaml --set training.maxSteps=50
       rectrain run job.yaml --output out --set workers.replicas=4
+      rectrain run job.yaml --output s3://bucket/runs/today
 
     \b
     Exit codes: 0 done; 2 something in the job, the data or the environment is wrong; 4 the loss is not finite;
     143 stopped by SIGTERM or Ctrl-C, with a checkpoint from which the next run continues.
     """
     job = load_job(job_file, overrides)
-    folder = Path(output) if output is not None else Path("runs") / f"{job.metadata.name}-{_digest(job)}"
+    output = output or f"runs/{job.metadata.name}-{_digest(job)}"
     from rectrain_jobs.installation import check_kernels
-    from rectrain_jobs.resolution import resolve_paths, storage_options
+    from rectrain_jobs.resolution import absolute_uri, resolve_paths, storage_options
     from rectrain_jobs.training.launch import run_ranks
     from rectrain_jobs.training.output import RunOutput
 
     job = resolve_paths(job, Path(job_file).parent)
+    run_output = RunOutput(absolute_uri(output, Path.cwd()), storage_options(job))
     if restart:
-        _remove(folder, job)
-    run_output = RunOutput(str(folder.absolute()), storage_options(job))
+        _remove(run_output, job)
     run_output.identity(job)
-    click.echo(f"output {folder}", err=True)
+    click.echo(f"output {output}", err=True)
     if (result := run_output.read_result()) is not None and not result.get("unsentPoints"):
         _show(result, run_output.read_metrics())
         return
     check_kernels()
     _convert(job)
-    resolved = run_output.local / "job.yaml"
-    resolved.write_text(dump_job(job))
-    code, reason = run_ranks(["--job", str(resolved), "--output", run_output.uri], job.spec.workers.world_size)
+    with tempfile.TemporaryDirectory(prefix="rectrain-job-") as folder:  # it may name credentials, so nobody else's
+        resolved = Path(folder) / "job.yaml"
+        resolved.write_text(dump_job(job))
+        code, reason = run_ranks(["--job", str(resolved), "--output", run_output.uri], job.spec.workers.world_size)
     if reason:
         click.echo(f"error: {reason}" if code != 143 else reason, err=True)
     elif code not in (0, 143):
@@ -60,20 +65,15 @@ def run(job_file: str, output: str | None, overrides: tuple[str, ...], restart: 
     sys.exit(code)
 
 
-def _remove(folder: Path, job: RecTrainingJob) -> None:
+def _remove(output: "RunOutput", job: RecTrainingJob) -> None:
     """Remove a run: its folder, and its checkpoints where the job has them elsewhere."""
     from rectrain_jobs.resolution import storage_options
     from rectrain_jobs.storage import open_store
+    from rectrain_jobs.training.checkpoint_listing import remove_all_checkpoints
 
-    if folder.exists():
-        if not (folder / "run.json").exists() and any(folder.iterdir()):
-            raise UserError(f"--restart: {folder} holds no run of rectrain; remove it yourself or use another --output")
-        shutil.rmtree(folder)
+    output.remove()
     if job.spec.training.checkpoint.uri is not None:
-        store = open_store(job.spec.training.checkpoint.uri, storage_options(job))
-        for checkpoint in sorted({info.key.partition("/")[0] for info in store.list()}):
-            if checkpoint.startswith("step-"):
-                store.delete_prefix(checkpoint)
+        remove_all_checkpoints(open_store(job.spec.training.checkpoint.uri, storage_options(job)))
 
 
 def _show(result: dict[str, Any], metrics: dict[str, float]) -> None:

@@ -28,6 +28,8 @@ class SystemSampler:
         values: dict[str, float] = {}
         for monitor in self._monitors:
             monitor.collect_metrics()
-            values.update({f"{SYSTEM_PREFIX}{name}": float(value) for name, value in monitor.aggregate_metrics().items()})
+            values.update(
+                {f"{SYSTEM_PREFIX}{name}": float(value) for name, value in monitor.aggregate_metrics().items()}
+            )
             monitor.clear_metrics()
         return values

@@ -1,14 +1,12 @@
 """Checkpoints: sharded, complete or absent, a few kept.
 
-A checkpoint is a folder ``step-<number>`` of torch's distributed checkpoint files, which every rank writes for the rows
-it holds, and last of all the marker ``complete.json``. What has no marker does not exist: it is passed over when
-training continues and removed when the next checkpoint is saved. The marker also holds what is no tensor: the position
-in the data and the evaluation so far.
+Every rank writes torch's distributed checkpoint files for the rows it holds, and rank 0 last of all the marker. What
+has no marker is passed over when training continues and removed when the next checkpoint is saved. The marker also
+holds what is no tensor: the job, the position in the data and the evaluation so far.
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,41 +15,19 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_checkpoi
 from torch.distributed.checkpoint.state_dict_saver import save as save_checkpoint
 
 from rectrain.api.errors import UserError
-from rectrain_jobs.storage import ObjectNotFoundError, ObjectStore
+from rectrain_jobs.storage import ObjectStore
 from rectrain_jobs.training.checkpoint_files import StoreReader, StoreWriter
+from rectrain_jobs.training.checkpoint_listing import (
+    FORMAT_VERSION,
+    MARKER,
+    SavedCheckpoint,
+    folder_of,
+    folders_without_marker,
+    list_checkpoints,
+    remove_checkpoint,
+)
 from rectrain_jobs.training.distributed import Ranks
-
-MARKER = "complete.json"
-FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class SavedCheckpoint:
-    """A complete checkpoint.
-
-    Attributes:
-        step: Steps done.
-        marker: What the marker holds.
-    """
-
-    step: int
-    marker: dict[str, Any]
-
-    @property
-    def folder(self) -> str:
-        """Its folder in the store."""
-        return folder_of(self.step)
-
-    @property
-    def goodness(self) -> float | None:
-        """How good the metric is that the best checkpoint is chosen by, higher is better; None if not evaluated."""
-        value = self.marker.get("goodness")
-        return None if value is None else float(value)
-
-
-def folder_of(step: int) -> str:
-    """Return the folder of a step's checkpoint."""
-    return f"step-{step:010d}"
+from rectrain_jobs.training.identity import first_difference
 
 
 class Checkpointer:
@@ -60,14 +36,18 @@ class Checkpointer:
     Args:
         store: Where the checkpoints are.
         ranks: The process group.
+        identity: What makes a job the same job; a checkpoint of another one is refused.
         keep: Number of newest checkpoints that are kept.
         keep_best: Whether the best one is kept as well.
     """
 
-    def __init__(self, store: ObjectStore, ranks: Ranks, *, keep: int, keep_best: bool) -> None:
+    def __init__(
+        self, store: ObjectStore, ranks: Ranks, *, identity: dict[str, Any], keep: int, keep_best: bool
+    ) -> None:
         """Hold the settings; nothing is read yet."""
         self._store = store
         self._ranks = ranks
+        self._identity = identity
         self._keep = keep
         self._keep_best = keep_best
 
@@ -86,7 +66,13 @@ class Checkpointer:
         writer = StoreWriter(self._store, folder)
         self._together(lambda: save_checkpoint(tensors, storage_writer=writer, process_group=self._ranks.control))
         if self._ranks.is_first:
-            content = {"formatVersion": FORMAT_VERSION, "step": step, "worldSize": self._ranks.world_size, **marker}
+            content = {
+                "formatVersion": FORMAT_VERSION,
+                "step": step,
+                "worldSize": self._ranks.world_size,
+                "job": self._identity,
+                **marker,
+            }
             self._store.write_bytes(f"{folder}/{MARKER}", json.dumps(content, indent=2).encode())
             self._remove_old()
         self._ranks.barrier()
@@ -101,13 +87,27 @@ class Checkpointer:
         self._together(lambda: load_checkpoint(tensors, storage_reader=reader, process_group=self._ranks.control))
 
     def latest(self) -> SavedCheckpoint | None:
-        """Return the newest complete checkpoint; the same on every rank."""
+        """Return the newest complete checkpoint; the same on every rank.
+
+        Raises:
+            UserError: It is of another job, or its marker is damaged.
+        """
         found: str | None = None
         if self._ranks.is_first:
             complete = list_checkpoints(self._store)
+            if complete:
+                self._check_job(complete[-1])
             found = json.dumps([complete[-1].step, complete[-1].marker]) if complete else None
         found = self._ranks.broadcast(found)
         return None if found is None else SavedCheckpoint(*json.loads(found))
+
+    def _check_job(self, checkpoint: SavedCheckpoint) -> None:
+        difference = first_difference(checkpoint.marker.get("job"), self._identity)
+        if difference is not None:
+            raise UserError(
+                f"{self._store.uri_of(checkpoint.folder)}: is of another job: {difference}; give each job a "
+                "training.checkpoint.uri of its own, or --restart to remove the checkpoints there"
+            )
 
     def _together(self, work: Callable[[], None]) -> None:
         try:
@@ -129,36 +129,10 @@ class Checkpointer:
         newest = complete[-1].step
         for checkpoint in complete:
             if checkpoint.step not in kept:
-                # The marker goes first: a removal that is interrupted leaves no checkpoint that looks complete.
-                self._store.delete([f"{checkpoint.folder}/{MARKER}"])
-                self._store.delete_prefix(checkpoint.folder)
-        for folder in _folders_without_marker(self._store):
+                remove_checkpoint(self._store, checkpoint.folder)
+        for folder in folders_without_marker(self._store):
             if folder < folder_of(newest):
                 self._store.delete_prefix(folder)
-
-
-def list_checkpoints(store: ObjectStore) -> list[SavedCheckpoint]:
-    """Return the complete checkpoints in a store, oldest first.
-
-    Raises:
-        UserError: A marker is damaged or of a newer format.
-    """
-    found = []
-    for info in store.list():
-        folder, _, name = info.key.partition("/")
-        if name != MARKER or not folder.startswith("step-"):
-            continue
-        try:
-            marker = json.loads(store.read_bytes(info.key))
-            version, step = marker["formatVersion"], int(marker["step"])
-        except ObjectNotFoundError:
-            continue  # removed since it was listed
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{store.uri_of(info.key)}: is no checkpoint marker; remove the folder {folder}") from None
-        if version != FORMAT_VERSION:
-            raise UserError(f"{store.uri_of(info.key)}: has format version {version}; this rectrain reads 1")
-        found.append(SavedCheckpoint(step, marker))
-    return sorted(found, key=lambda c: c.step)
 
 
 def rng_tensors(ranks: Ranks) -> dict[str, Any]:
@@ -178,12 +152,3 @@ def restore_rng(state: dict[str, Any], ranks: Ranks) -> None:
 
 def _as_pair(failure: Any) -> tuple[BaseException, Any]:
     return failure if isinstance(failure, tuple) else (failure, None)
-
-
-def _folders_without_marker(store: ObjectStore) -> list[str]:
-    folders: dict[str, bool] = {}
-    for info in store.list():
-        folder, _, name = info.key.partition("/")
-        if folder.startswith("step-"):
-            folders[folder] = folders.get(folder, False) or name == MARKER
-    return [folder for folder, complete in folders.items() if not complete]

@@ -5,6 +5,7 @@ own traceback over a user's error, so `rectrain run` starts the same entry point
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -18,6 +19,7 @@ from pathlib import Path
 from rectrain_jobs.training import exit_codes
 
 _GRACE_SECONDS, _STOP_SECONDS = 10.0, 120.0
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def run_ranks(arguments: Sequence[str], world_size: int) -> tuple[int, str]:
@@ -40,6 +42,7 @@ def run_ranks(arguments: Sequence[str], world_size: int) -> tuple[int, str]:
                 [sys.executable, "-m", "rectrain_jobs.training", *arguments],
                 env=_environment(rank, world_size, port, reasons[rank]),
                 start_new_session=True,  # Ctrl-C reaches the ranks through this process alone
+                preexec_fn=_end_with_parent,
             )
             for rank in range(world_size)
         ]
@@ -47,6 +50,11 @@ def run_ranks(arguments: Sequence[str], world_size: int) -> tuple[int, str]:
             code, failed = _wait(ranks)
         reason = reasons[failed].read_text() if failed is not None and reasons[failed].exists() else ""
         return code, reason
+
+
+def _end_with_parent() -> None:
+    """Have the kernel kill this rank when its launcher is killed: it must not write on beside the next run."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _environment(rank: int, world_size: int, port: int, reason: Path) -> dict[str, str]:

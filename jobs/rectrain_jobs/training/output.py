@@ -10,10 +10,10 @@ from typing import Any
 from rectrain.api.errors import UserError
 from rectrain.api.job import RecTrainingJob
 from rectrain_jobs.storage import ObjectStore, Storage, StorageError, open_store
+from rectrain_jobs.training.identity import first_difference, identity_of
 
 IDENTITY = "run.json"
 PLAN = "plan.json"
-_IDENTITY_SECTIONS = {"model", "features", "labels", "data", "training", "evaluation", "sharding"}
 
 
 class RunOutput:
@@ -33,12 +33,48 @@ class RunOutput:
         """
         self.store: ObjectStore = open_store(uri, storage)
         self.uri = self.store.uri
-        folder = self.store.local_path("x")
-        self.local = folder.parent if folder is not None else Path(tempfile.mkdtemp(prefix="rectrain-run-"))
+        inside = self.store.local_path("x")
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        if inside is not None:
+            self.local = inside.parent
+        else:
+            self._scratch = tempfile.TemporaryDirectory(prefix="rectrain-run-")
+            self.local = Path(self._scratch.name)
         try:
             self.local.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--output {uri}: cannot be written: {error.strerror}") from None
+
+    def remove(self) -> None:
+        """Remove everything, so that a run begins anew; its identity goes last, for an interrupted removal goes on.
+
+        Raises:
+            UserError: The folder holds something else than a run.
+        """
+        keys = [info.key for info in self.store.list()]
+        if keys and IDENTITY not in keys:
+            raise UserError(
+                f"--restart: {self.uri} holds no run of rectrain; remove it yourself or use another --output"
+            )
+        for folder in sorted({key.partition("/")[0] for key in keys if "/" in key}):
+            self.store.delete_prefix(folder)
+        self.store.delete(key for key in keys if "/" not in key and key != IDENTITY)
+        self.store.delete([IDENTITY])
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the output is not on this machine."""
+        return self._scratch is not None
+
+    def fetch(self, name: str) -> None:
+        """Bring a file of the output to the scratch folder, if it is remote and has one."""
+        if self.is_remote and self.store.exists(name):
+            self.store.download(name, self.local / name)
+
+    def keep(self, name: str) -> None:
+        """Bring a file of the scratch folder to the output, if that is remote."""
+        if self.is_remote and (self.local / name).exists():
+            self.store.upload(self.local / name, name)
 
     def identity(self, job: RecTrainingJob) -> str:
         """Return the run's uid; the first process makes it, a restart finds it.
@@ -51,11 +87,12 @@ class RunOutput:
         wanted = identity_of(job)
         if self.store.exists(IDENTITY):
             found = json.loads(self.store.read_bytes(IDENTITY))
-            if found["job"] == wanted:
+            difference = first_difference(found["job"], wanted)
+            if difference is None:
                 return str(found["uid"])
             if self.store.exists(PLAN):
                 raise UserError(
-                    f"{self.uri}: holds the run of another job: {_difference(found['job'], wanted)}; "
+                    f"{self.uri}: holds the run of another job: {difference}; "
                     "use another --output, or --restart to remove it"
                 )
         uid = job.metadata.uid or str(uuid.uuid4())
@@ -96,16 +133,3 @@ class RunOutput:
             self.store.write_bytes(key, json.dumps(content, indent=2).encode())
         except StorageError as error:
             raise UserError(f"--output: {error}") from None
-
-
-def identity_of(job: RecTrainingJob) -> dict[str, Any]:
-    """Return what makes a run the same run: all of the spec that its result depends on."""
-    return job.spec.model_dump(mode="json", include=_IDENTITY_SECTIONS, exclude_defaults=True)
-
-
-def _difference(found: Any, wanted: Any, path: str = "spec") -> str:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in {**found, **wanted}:
-            if found.get(key) != wanted.get(key):
-                return _difference(found.get(key), wanted.get(key), f"{path}.{key}")
-    return f"{path} was {json.dumps(found)}, and is {json.dumps(wanted)}"

@@ -25,6 +25,8 @@ from rectrain_jobs.training.output import RunOutput
 from rectrain_jobs.training.progress import ProgressDisplay, metrics_table
 from rectrain_jobs.training.trainer import DivergedError, StopRequestedError, Trainer
 
+JOB, POINTS = "job.yaml", "points.jsonl"
+
 
 def run_worker(job: RecTrainingJob, output_uri: str) -> None:
     """Train a job as one of its ranks.
@@ -45,7 +47,9 @@ def run_worker(job: RecTrainingJob, output_uri: str) -> None:
     uid = ranks.broadcast(uid)
     assert uid is not None
     features = features_of(job)
-    points = PointLog(output.local / "points.jsonl")
+    if ranks.is_first:
+        output.fetch(POINTS)
+    points = PointLog(output.local / POINTS)
     display = ProgressDisplay(ranks.is_first, output.write_progress)
     trainer = Trainer(job, ranks, output, points, display)
     lineage = _lineage(job, trainer, uid)
@@ -68,10 +72,14 @@ def run_worker(job: RecTrainingJob, output_uri: str) -> None:
         display.stop()
         if tracker is not None:
             tracker.finish("KILLED" if isinstance(error, StopRequestedError) else "FAILED")
+        if ranks.is_first:
+            output.keep(POINTS)
         raise
     if ranks.is_first:
         output.write_metrics(metrics)
-        (output.local / "job.yaml").write_text(dump_job(job_without_credentials(job)))
+        (output.local / JOB).write_text(dump_job(job_without_credentials(job)))
+        for name in (JOB, POINTS):
+            output.keep(name)
         summary = _finish(tracker, output, bundle_uri)
         output.write_result(
             {
@@ -130,7 +138,8 @@ def _tracker(
     mlflow = job.spec.tracking.mlflow
     if not mlflow.enabled:
         return None
-    uri = mlflow.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.local.parent}/mlflow.db"
+    folder = Path.cwd() if output.is_remote else output.local.parent
+    uri = mlflow.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder}/mlflow.db"
     read = {"training": trainer.data.dataset}
     if job.spec.data.validation is not None and trainer.validation is not None:
         read["validation"] = open_dataset(job, job.spec.data.validation.uri, [])
@@ -149,7 +158,10 @@ def _tracker(
 def _finish(tracker: MlflowTracker | None, output: RunOutput, bundle_uri: str) -> TrackingSummary | None:
     if tracker is None:
         return None
-    files = [output.local / name for name in ("job.yaml", "plan.json", "metrics.json", "points.jsonl")]
+    names = (JOB, "plan.json", "metrics.json", POINTS)
+    for name in names:
+        output.fetch(name)
+    files = [output.local / name for name in names]
     bundle = open_store(bundle_uri).local_path("bundle.json") if "://" not in bundle_uri else None
     folder = bundle.parent if bundle is not None else None
     if folder is not None:

@@ -27,6 +27,7 @@ from rectrain_jobs.tracking import Point, PointLog
 from rectrain_jobs.training.checkpoint import Checkpointer, restore_rng, rng_tensors
 from rectrain_jobs.training.data import TrainingBatch, TrainingData
 from rectrain_jobs.training.distributed import Ranks
+from rectrain_jobs.training.identity import identity_of
 from rectrain_jobs.training.optimizers import ModelOptimizer, fuse_embedding_optimizer
 from rectrain_jobs.training.output import RunOutput
 from rectrain_jobs.training.plan import make_plan, topology_of
@@ -171,6 +172,7 @@ class Trainer:
         self.checkpointer = Checkpointer(
             open_store(checkpoint.uri or f"{output.uri}/checkpoints", storage_options(job)),
             ranks,
+            identity=identity_of(job),
             keep=checkpoint.keep,
             keep_best=checkpoint.keep_best,
         )
@@ -261,7 +263,7 @@ class Trainer:
             self.log_point()
         self.display.update(self.snapshot())
         if evaluates:
-            self.evaluate()
+            saves |= self.evaluate() and self.training.checkpoint.keep_best
         if saves or stops or progress.stopped_early:
             self.save()
         if stops and not self.is_done():
@@ -314,10 +316,10 @@ class Trainer:
             every_epochs = 1
         return epoch_ended and every_epochs is not None and self.progress.position.epoch % every_epochs == 0
 
-    def evaluate(self) -> None:
-        """Evaluate, and note whether the watched metric got better."""
+    def evaluate(self) -> bool:
+        """Evaluate, and return whether the watched metric is the best so far."""
         if self.validation is None:
-            return
+            return False
         self.display.say(f"evaluating after step {self.progress.step}")
         self.pipeline.detach()  # the pipeline has taken over the model's forward; it takes it up again by itself
         self.progress.metrics = self.validation.evaluate(self.model.module.model)
@@ -331,6 +333,7 @@ class Trainer:
         else:
             self.progress.evaluations_since_best += 1
         self.progress.stopped_early = stopping is not None and self.progress.evaluations_since_best >= stopping.patience
+        return self.progress.evaluations_since_best == 0
 
     def checkpoint_is_due(self, epoch_ended: bool) -> bool:
         """Return whether the job asks for a checkpoint after this step."""
