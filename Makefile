@@ -36,9 +36,14 @@ train: | $(UV) ## Install what training needs and train the example on Amazon CD
 	$(UV) sync --frozen --inexact --extra cpu
 	$(BIN)/rectrain run examples/amazon-cds/job.yaml $(ARGS)
 
+# For pip, which cannot be told to leave torchrec's CUDA kernels out of the extra `cpu`.
+REQUIREMENTS := { echo '\# From uv.lock by make generate. pip install --no-deps -r requirements-cpu.txt .'; $(UV) export --quiet \
+	--frozen --no-hashes --no-annotate --no-header --no-emit-project --extra cpu; }
+
 .PHONY: generate
-generate: $(SYNCED) ## Write docs/reference from the job's types.
+generate: $(SYNCED) | $(UV) ## Write docs/reference from the job's types, and requirements-cpu.txt from uv.lock.
 	$(BIN)/python -m rectrain.api.generate
+	$(REQUIREMENTS) > requirements-cpu.txt
 
 .PHONY: format
 format: $(SYNCED) ## Format the code and mend what the linter can.
@@ -46,12 +51,13 @@ format: $(SYNCED) ## Format the code and mend what the linter can.
 	$(BIN)/ruff format .
 
 .PHONY: verify
-verify: $(SYNCED) ## Check lint, format, types, the direction of imports and the generated files.
+verify: $(SYNCED) | $(UV) ## Check lint, format, types, the direction of imports and the generated files.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m rectrain.api.generate --check
+	$(REQUIREMENTS) | diff - requirements-cpu.txt || { echo "requirements-cpu.txt: run make generate"; exit 1; }
 
 .PHONY: test
 test: verify test-unit test-worker ## Run everything that a merge has to pass.

@@ -43,7 +43,7 @@ class DataSource(ApiModel):
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
     """Triples: the column separator. Default: a tab in .tsv, .inter and .item files, else a comma."""
     rows: Count | None = None
-    """Synthetic: number of training rows; a fifth as many are made for validation. Default 1,000,000."""
+    """Synthetic: number of training rows; a fifth as many are made for validation. Default 2,000,000."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     """Synthetic: seed of the rows. The planted model is always the same."""
 

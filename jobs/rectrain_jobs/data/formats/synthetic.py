@@ -13,12 +13,13 @@ from rectrain.api.errors import UserError
 from rectrain.api.features import Feature, FeatureKind, Task
 from rectrain_jobs.data.formats.base import BATCH_ROWS, Definition, RawBatch, Reader, splitmix64
 
-DEFAULT_ROWS = 1_000_000
+DEFAULT_ROWS = 2_000_000
 VALIDATION_SHARE = 5
 """There is one validation row for this many training rows."""
 NUM_DENSE = 13
 NUM_CATEGORICAL = 26
-DEFAULT_CARDINALITIES = (2000, 2000, 1000, 1000, 500, 500, 200, 200, *(10, 20, 50, 100, 500, 1000) * 3)
+DEFAULT_CARDINALITIES = (100, 100, 100, 100, 50, 50, 20, 20, *(10, 20, 50, 100, 200, 200) * 3)
+"""An id's vector is known only as well as its rows are many: with these the default number of rows is enough."""
 
 _BIAS = -1.0
 _DENSE_SCALE = 0.25
