@@ -45,8 +45,8 @@ def test_evaluations_and_checkpoints_come_at_the_steps_that_the_job_asks_for(tmp
     aucs = points_of(output, "auc")
     best = [step for step in aucs if aucs[step] == max(auc for earlier, auc in aucs.items() if earlier <= step)]
     markers = [json.loads(file.read_text()) for file in sorted(output.glob("checkpoints/*/complete.json"))]
-    # Every sixth step, the last one and every best one were saved; the newest two and the best are kept.
-    newest = sorted({6, 12, 14, *best})[-2:]
+    # Every fourth step, the last one and every best one were saved; the newest two and the best are kept.
+    newest = sorted({4, 8, 12, 14, *best})[-2:]
     assert [marker["step"] for marker in markers] == sorted({*newest, best[-1]})
     goodness = {marker["step"]: marker["goodness"] for marker in markers}
     assert goodness == {step: pytest.approx(aucs[step]) if step in aucs else None for step in goodness}

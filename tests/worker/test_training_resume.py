@@ -57,7 +57,7 @@ def test_a_run_whose_processes_are_killed_within_an_epoch_continues_exactly(make
     output = tmp_path / "out"
     killed = train(job, output, signal_at=KILL_ALL_AT_10)
     assert killed.code == -signal.SIGKILL
-    assert steps_with_checkpoint(output) == [4, 8]
+    assert steps_with_checkpoint(output) == [5, 8]  # step 5 was evaluated and the best
     assert max(points_of(output)) == 9  # lost, and made again
     resumed = succeed(job, output)
     assert "continuing from the checkpoint of step 8 of 14" in resumed.printed[0]
@@ -70,7 +70,7 @@ def test_sigterm_to_one_rank_finishes_the_step_saves_and_exits_143(tmp_path_fact
     stopped = train(job, output, signal_at=(6, int(signal.SIGTERM), 1))
     assert stopped.code == 143
     assert stopped.reasons[0].startswith("stopped by SIGTERM after step 6 of 14; the checkpoint is saved")
-    assert steps_with_checkpoint(output) == [4, 6]
+    assert steps_with_checkpoint(output) == [5, 6]
     assert not (output / "metrics.json").exists() and not (output / "bundle").exists()
     succeed(job, output)
     assert_same_run(output, expected)

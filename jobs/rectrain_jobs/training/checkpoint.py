@@ -36,7 +36,7 @@ class Checkpointer:
     Args:
         store: Where the checkpoints are.
         ranks: The process group.
-        identity: What makes a job the same job; a checkpoint of another one is refused.
+        identity: What a checkpoint has to agree with; one of another model or other data is refused.
         keep: Number of newest checkpoints that are kept.
         keep_best: Whether the best one is kept as well.
     """

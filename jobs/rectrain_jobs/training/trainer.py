@@ -27,7 +27,7 @@ from rectrain_jobs.tracking import Point, PointLog
 from rectrain_jobs.training.checkpoint import Checkpointer, restore_rng, rng_tensors
 from rectrain_jobs.training.data import TrainingBatch, TrainingData
 from rectrain_jobs.training.distributed import Ranks
-from rectrain_jobs.training.identity import identity_of
+from rectrain_jobs.training.identity import state_identity_of
 from rectrain_jobs.training.optimizers import ModelOptimizer, fuse_embedding_optimizer
 from rectrain_jobs.training.output import RunOutput
 from rectrain_jobs.training.plan import make_plan, topology_of
@@ -172,7 +172,7 @@ class Trainer:
         self.checkpointer = Checkpointer(
             open_store(checkpoint.uri or f"{output.uri}/checkpoints", storage_options(job)),
             ranks,
-            identity=identity_of(job),
+            identity=state_identity_of(job),
             keep=checkpoint.keep,
             keep_best=checkpoint.keep_best,
         )
