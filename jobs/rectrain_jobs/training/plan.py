@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from rich.table import Table
 from torch import nn
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
@@ -197,6 +198,11 @@ def imagined_topology(spec: RecTrainingJobSpec, *, devices: int, nodes: int, hbm
     )
 
 
+def sharders() -> list[Any]:
+    """Return torchrec's sharders of the embedding modules that models have: pooled, and a vector for each id."""
+    return [EmbeddingBagCollectionSharder(), EmbeddingCollectionSharder()]
+
+
 def make_plan(
     model: nn.Module, spec: RecTrainingJobSpec, topology: Topology, group: dist.ProcessGroup | None = None
 ) -> tuple[ShardingPlan, PlanReport]:
@@ -221,9 +227,8 @@ def make_plan(
         constraints=constraints,
         debug=False,
     )
-    sharders = [EmbeddingBagCollectionSharder()]
     try:
-        plan = planner.plan(model, sharders) if group is None else planner.collective_plan(model, sharders, group)
+        plan = planner.plan(model, sharders()) if group is None else planner.collective_plan(model, sharders(), group)
     except PlannerError as error:
         raise UserError(explain_misfit(spec, topology, error)) from None
     return plan, replace(report_plan(plan, spec, topology), memory_of_rank=chosen.memory_of_rank)

@@ -24,6 +24,7 @@ class Side(StrEnum):
 
     USER = "User"
     ITEM = "Item"
+    NONE = "None"
 
 
 class Encoding(StrEnum):
@@ -72,7 +73,9 @@ class Feature(ApiModel):
     kind: FeatureKind
     """Categorical (an id), Dense (a number) or Sequence (a list of ids of one categorical)."""
     side: Side | None = None
-    """The tower that reads the feature: User or Item. Retrieval models need it, ranking models ignore it."""
+    """The tower that reads the feature: User or Item. Retrieval models need it, ranking models ignore it. None is for
+    model.userId alone: users are told apart by it, and no embedding of it is learnt, so that users who are not in the
+    training data are served like any other."""
     encoding: Encoding | None = None
     """Categorical and Sequence: Identity (ids 0 to cardinality - 1, the default), Vocabulary (values learnt from the
     training data) or Hashing (any value, hashed into cardinality rows)."""

@@ -10,7 +10,7 @@ from rectrain.api.base import ApiModel, Problem
 from rectrain.api.data import DataSpec, SourceFormat
 from rectrain.api.features import Feature, FeatureKind, Label, Pooling, Side, Task
 from rectrain.api.metric_names import parse_metric
-from rectrain.api.models import ModelSpec, ModelType, RetrievalLoss, TwoTower
+from rectrain.api.models import MIND, ModelSpec, RetrievalLoss, TwoTower
 from rectrain.api.operations import Output, Publish, RunPolicy, Tracking
 from rectrain.api.status import Status
 from rectrain.api.training import Evaluation, Sharding, Training
@@ -71,8 +71,9 @@ class RecTrainingJobSpec(ApiModel):
         yield from _name_rules(self)
         yield from _sequence_rules(self)
         yield from _table_rules(self)
-        if self.model.type is ModelType.TWO_TOWER:
-            yield from _two_tower_rules(self)
+        yield from _side_rules(self)
+        if self.model.is_retrieval:
+            yield from _retrieval_rules(self)
         else:
             yield from _ranking_model_rules(self)
         yield from _metric_rules(self)
@@ -171,23 +172,57 @@ def _pooling_rules(spec: RecTrainingJobSpec) -> Iterator[Problem]:
                 yield Problem(("features", position, "pooling"), pooling, f"must be {other}, as table {table} has it")
 
 
-def _two_tower_rules(spec: RecTrainingJobSpec) -> Iterator[Problem]:
+def _side_rules(spec: RecTrainingJobSpec) -> Iterator[Problem]:
+    for position, feature in enumerate(spec.features):
+        path = ("features", position, "side")
+        if feature.side is not Side.NONE or (spec.model.is_retrieval and feature.name == spec.model.user_id):
+            continue
+        if spec.model.is_retrieval:
+            yield Problem(path, feature.side, f"must be User or Item: None is for {spec.model.user_id}, model.userId")
+        else:
+            yield Problem(path, feature.side, f"must be left out: None is for retrieval models, not {spec.model.type}")
+
+
+def _retrieval_rules(spec: RecTrainingJobSpec) -> Iterator[Problem]:
     for position, feature in enumerate(spec.features):
         if feature.side is None:
-            yield Problem(("features", position, "side"), None, "is required for TwoTower: User or Item")
+            yield Problem(("features", position, "side"), None, f"is required for {spec.model.type}: User or Item")
     for field, side in (("user_id", Side.USER), ("item_id", Side.ITEM)):
         name = getattr(spec.model, field)
         alias = "userId" if field == "user_id" else "itemId"
         match = next((f for f in spec.features if f.name == name), None)
-        if match is None or match.kind is not FeatureKind.CATEGORICAL or match.side not in (side, None):
+        sides = (side, None, Side.NONE) if side is Side.USER else (side, None)
+        if match is None or match.kind is not FeatureKind.CATEGORICAL or match.side not in sides:
             found = f"it is {match.kind} of side {match.side}" if match else "there is no feature of that name"
             yield Problem(("model", alias), name, f"must name a Categorical feature of side {side}; {found}")
-    assert isinstance(spec.model.section, TwoTower)
+    if not any(f.side is Side.USER for f in spec.features) and any(f.side is Side.NONE for f in spec.features):
+        yield Problem(("features",), None, "must have a feature of side User, such as a Sequence of the user's items")
     binary = [label for label in spec.labels if label.task is Task.BINARY]
     if len(spec.labels) > 1 or len(binary) != len(spec.labels):
-        yield Problem(("labels",), [x.name for x in spec.labels], "must be at most one Binary label for TwoTower")
-    elif spec.model.section.loss is RetrievalLoss.BINARY_CROSS_ENTROPY and not binary:
+        names = [x.name for x in spec.labels]
+        yield Problem(("labels",), names, f"must be at most one Binary label for {spec.model.type}")
+    section = spec.model.section
+    if isinstance(section, TwoTower) and section.loss is RetrievalLoss.BINARY_CROSS_ENTROPY and not spec.labels:
         yield Problem(("labels",), None, "must have one Binary label: twoTower.loss is BinaryCrossEntropy")
+    if isinstance(section, MIND):
+        yield from _mind_rules(spec, section)
+
+
+def _mind_rules(spec: RecTrainingJobSpec, section: MIND) -> Iterator[Problem]:
+    item_id = spec.model.item_id
+    history = next((f for f in spec.features if f.name == section.history), None)
+    is_history = history is not None and history.of == item_id and history.side in (Side.USER, None)
+    if not is_history:
+        found = f"it is {history.kind} of {history.of}, side {history.side}" if history else "there is none"
+        message = f"must name a Sequence feature of {item_id}, side User; {found}"
+        yield Problem(("model", "mind", "history"), section.history, message)
+    for position, feature in enumerate(spec.features):
+        if feature.side is Side.ITEM and feature.name != item_id:
+            message = f"must be User: an item of MIND is its embedding alone, so {item_id} is its only Item feature"
+            yield Problem(("features", position, "side"), feature.side, message)
+        if feature.embedding_dim is not None and feature.embedding_dim != section.embedding_dim:
+            message = f"must be the model's, {section.embedding_dim}: MIND needs one width"
+            yield Problem(("features", position, "embeddingDim"), feature.embedding_dim, message)
 
 
 def _ranking_model_rules(spec: RecTrainingJobSpec) -> Iterator[Problem]:
