@@ -36,6 +36,21 @@ spec:
 """
 
 
+MIND = """
+apiVersion: rectrain.io/v1alpha1
+kind: RecTrainingJob
+metadata: {name: interests}
+spec:
+  model: {type: MIND, mind: {}}
+  features:
+    - {name: user_id, kind: Categorical, side: None, cardinality: 10}
+    - {name: item_id, kind: Categorical, side: Item, cardinality: 20}
+    - {name: history, kind: Sequence, side: User, of: item_id, maxLength: 5}
+    - {name: city, kind: Categorical, side: User, cardinality: 20}
+  data: {train: {uri: train}, validation: {uri: validation}}
+"""
+
+
 class Case(NamedTuple):
     job: str
     broken: str
@@ -356,6 +371,69 @@ CASES = {
         "must name a Categorical feature of side Item; there is none called history",
         "model.itemId=item_id",
     ),
+    "side None is for the user's id": Case(
+        TWO_TOWER,
+        "features[age].side=None",
+        "spec.features[2].side",
+        "must be User or Item: None is for user_id, model.userId",
+        "features[user_id].side=None",
+    ),
+    "side None is for retrieval models": Case(
+        RANKING,
+        "features[price].side=None",
+        "spec.features[0].side",
+        "must be left out: None is for retrieval models, not DLRM",
+        "features[price].side=User",
+    ),
+    "a user is something": Case(
+        TWO_TOWER,
+        "features[user_id].side=None ; features[age].side=Item ; features[history].side=Item",
+        "spec.features",
+        "must have a feature of side User",
+        "features[user_id].side=None ; features[age].side=Item",
+    ),
+    "MIND's history is named": Case(
+        MIND,
+        "model.mind.history=clicks",
+        "spec.model.mind.history",
+        "must name a Sequence feature of item_id, side User; there is none",
+        "model.mind.history=clicks ; features[history].name=clicks",
+    ),
+    "MIND's history is a sequence": Case(
+        MIND,
+        "model.mind.history=city",
+        "spec.model.mind.history",
+        "must name a Sequence feature of item_id, side User; it is Categorical of None, side User",
+        "model.mind.history=history",
+    ),
+    "MIND's history is of the item": Case(
+        MIND,
+        "features[history].of=city",
+        "spec.model.mind.history",
+        "must name a Sequence feature of item_id, side User; it is Sequence of city, side User",
+        "features[history].of=item_id",
+    ),
+    "MIND's items are their embeddings": Case(
+        MIND,
+        "features[city].side=Item",
+        "spec.features[3].side",
+        "must be User: an item of MIND is its embedding alone",
+        "features[city].side=User",
+    ),
+    "MIND has one width": Case(
+        MIND,
+        "features[city].embeddingDim=8",
+        "spec.features[3].embeddingDim",
+        "must be the model's, 64: MIND needs one width",
+        "features[city].embeddingDim=8 ; model.mind.embeddingDim=8",
+    ),
+    "MIND has one label at most": Case(
+        MIND,
+        "labels=[{name: a, task: Binary}, {name: b, task: Binary}]",
+        "spec.labels",
+        "must be at most one Binary label for MIND",
+        "labels=[{name: a, task: Binary}]",
+    ),
     "TwoTower has one label at most": Case(
         TWO_TOWER,
         "labels=[{name: a, task: Binary}, {name: b, task: Binary}]",
@@ -520,6 +598,7 @@ def test_all_problems_are_named_at_once() -> None:
     ("job", "overrides", "metrics"),
     [
         (TWO_TOWER, [], ["recall@20", "ndcg@20", "hit_rate@20"]),
+        (MIND, [], ["recall@20", "ndcg@20", "hit_rate@20"]),
         (RANKING, [], ["auc", "log_loss"]),
         (RANKING, ["labels[click].task=Regression"], ["rmse"]),
         (RANKING, ["labels=[{name: a, task: MultiClass, numClasses: 3}]"], ["accuracy"]),
