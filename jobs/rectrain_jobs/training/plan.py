@@ -22,10 +22,9 @@ from torchrec.distributed.types import ShardingPlan
 from rectrain.api.errors import UserError
 from rectrain.api.job import RecTrainingJobSpec
 from rectrain.api.quantities import format_bytes, parse_bytes
-from rectrain.api.tables import EmbeddingTable, embedding_tables
+from rectrain.api.tables import EmbeddingTable, embedding_tables, largest_tables, state_bytes_per_row, table_bytes
 from rectrain.api.training import ComputeKernel, ShardingType
 from rectrain_jobs.training.distributed import Ranks, host_memory_bytes
-from rectrain_jobs.training.optimizers import state_bytes_per_row
 
 _TYPES = {
     ShardingType.DATA_PARALLEL: "data_parallel",
@@ -285,11 +284,8 @@ def explain_misfit(spec: RecTrainingJobSpec, topology: Topology, error: PlannerE
     device = "GPU" if topology.compute_device == "cuda" else "rank"
     storage = topology.devices[0].storage
     capacity = storage.hbm if topology.compute_device == "cuda" else storage.ddr
-    sizes = sorted(((table_bytes(t, spec), t) for t in embedding_tables(spec)), key=lambda pair: -pair[0])
-    total = sum(size for size, _ in sizes)
-    largest = "; ".join(
-        f"{t.name} {format_bytes(size)} ({t.num_embeddings:,} x {t.embedding_dim})" for size, t in sizes[:5]
-    )
+    total = sum(table_bytes(table, spec) for table in embedding_tables(spec))
+    largest = largest_tables(spec)
     reason = " ".join(str(error).split())
     constrained = [c.table for c in spec.sharding.constraints]
     if total <= 0.85 * capacity * topology.world_size and constrained:
@@ -309,12 +305,6 @@ def explain_misfit(spec: RecTrainingJobSpec, topology: Topology, error: PlannerE
         f"{topology.world_size} {device}s of {format_bytes(capacity)} keep about 15% for the rest. "
         f"Largest tables: {largest}. What would make it fit: {'; or '.join(remedies)}"
     )
-
-
-def table_bytes(table: EmbeddingTable, spec: RecTrainingJobSpec) -> int:
-    """Return the bytes of a table's float32 weights and optimizer state."""
-    optimizer = spec.training.optimizers.embedding.type
-    return table.num_embeddings * (4 * table.embedding_dim + state_bytes_per_row(optimizer, table.embedding_dim))
 
 
 def _shards(table: EmbeddingTable, sharding: Any, spec: RecTrainingJobSpec, world_size: int) -> Iterable[Shard]:

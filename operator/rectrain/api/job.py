@@ -11,9 +11,10 @@ from rectrain.api.data import DataSpec, SourceFormat
 from rectrain.api.features import Feature, FeatureKind, Label, Pooling, Side, Task
 from rectrain.api.metric_names import parse_metric
 from rectrain.api.models import ModelSpec, ModelType, RetrievalLoss, TwoTower
-from rectrain.api.operations import Publish, RunPolicy, Tracking, Workers
+from rectrain.api.operations import Output, Publish, RunPolicy, Tracking
 from rectrain.api.status import Status
 from rectrain.api.training import Evaluation, Sharding, Training
+from rectrain.api.workers import Workers
 
 GROUP = "rectrain.io"
 VERSION = "v1alpha1"
@@ -56,6 +57,8 @@ class RecTrainingJobSpec(ApiModel):
     """What is measured on the validation data."""
     tracking: Tracking = Tracking()
     """Where the run is recorded."""
+    output: Output = Output()
+    """Where the results go."""
     publish: Publish = Publish()
     """What is done with the trained model."""
     workers: Workers = Workers()
