@@ -88,7 +88,7 @@ class Status(ApiModel):
     restarts: int = 0
     """Restarts after failures so far; runPolicy.maxRestarts bounds them."""
     attempt: int = 0
-    """Number of the current attempt, from 0. Also grows by restarts that are no failures, such as a preempted worker."""
+    """Number of the current attempt, from 0. Also grows by restarts that are no failures, as after a preemption."""
     start_time: datetime | None = None
     """When the workers were first let run, since the job was created or resumed; runPolicy.activeDeadlineSeconds counts
     from it."""

@@ -35,8 +35,8 @@ def decide(job: Job, observed: Observed, now: datetime) -> Decision:
     """Return what to do about a job.
 
     It looks at what is, never at what has happened: any pass may be missed, repeated or interrupted anywhere. What may
-    not be lost is in the status before its evidence goes: a failure is counted in one pass, and the failed PyTorchJob is
-    deleted in a later one, because its attempt is no longer the status's.
+    not be lost is in the status before its evidence goes: a failure is counted in one pass, and the failed PyTorchJob
+    is deleted in a later one, because its attempt is no longer the status's.
 
     Args:
         job: The job.
@@ -51,9 +51,7 @@ def decide(job: Job, observed: Observed, now: datetime) -> Decision:
     draft = Draft(job, observed, now)
     if not draft.holds(ConditionType.SUCCEEDED) and not draft.holds(ConditionType.FAILED):
         _begin(draft)
-    for stage in _RESYNC = timedelta(minutes=10)
-
-_STAGES:
+    for stage in _STAGES:
         if stage(draft):
             break
     if observed.refusal is not None:

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from rectrain.api.job import RecTrainingJob
 from rectrain.api.loading import InvalidJobError, format_problem, validate_job
 from rectrain.api.status import Status
-from rectrain.controller.observed import QUEUE_LABEL, Job, Key, Raw
+from rectrain.controller.observed import Job, Key, Raw
+from rectrain.manifests.metadata import QUEUE_LABEL
 
 _KEPT_METADATA = ("name", "namespace", "uid", "labels", "annotations")
 _MAX_DEFINITIONS = 256

@@ -1,6 +1,5 @@
 """Calls to the API server: five verbs on raw objects, errors told apart, nothing decided."""
 
-import asyncio
 import json
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -116,7 +115,7 @@ class ApiServer:
         except ApiException as error:
             code = error.status
             raise error_of(f"{verb} {path}", error.status, _text(error.body)) from None
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
+        except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
             raise ApiError(f"{verb} {path}: {type(error).__name__}: {error}") from error
         finally:
             API_CALLS.labels(verb=verb, kind=kind.plural, code=str(code)).inc()
@@ -145,7 +144,7 @@ def error_of(call: str, code: int, body: str) -> ApiError:
             return AlreadyExistsError(message)
         case 409, _:
             return ConflictError(message)
-        case (400 | 422), _:
+        case ((400 | 422), _):
             return RefusedError(said or message, permanent=True)
         case 403, _:
             return RefusedError(said or message, permanent=False)

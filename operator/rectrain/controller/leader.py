@@ -38,9 +38,7 @@ class Leadership:
         clock: Monotonic time in seconds.
     """
 
-    def __init__(
-        self, api: ApiServer, key: Key, identity: str, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, api: ApiServer, key: Key, identity: str, clock: Callable[[], float] = time.monotonic) -> None:
         """Begin without the Lease."""
         self._api = api
         self._key = key

@@ -29,7 +29,10 @@ API_CALLS = Counter(
 )
 WATCH_EVENTS = Counter("rectrain_controller_watch_events", "Events from watches.", ["kind"], registry=REGISTRY)
 PROGRESS_READS = Counter(
-    "rectrain_controller_progress_reads", "Readings of workers' progress, by how they ended.", ["result"], registry=REGISTRY
+    "rectrain_controller_progress_reads",
+    "Readings of workers' progress, by how they ended.",
+    ["result"],
+    registry=REGISTRY,
 )
 LEADER = Gauge("rectrain_controller_leader", "1 where this process is the one that acts.", registry=REGISTRY)
 
@@ -95,4 +98,3 @@ def state_of(status: Raw) -> str:
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
     return GaugeMetricFamily(name, text, value=value)
-

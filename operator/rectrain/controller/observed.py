@@ -7,17 +7,14 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from rectrain.api.job import KIND, RecTrainingJob
+from rectrain.api.pod_template import CONTAINER
 from rectrain.api.status import Progress, Status
+from rectrain.manifests.metadata import ATTEMPT_ANNOTATION
 
-ATTEMPT_ANNOTATION = "rectrain.io/attempt"
-"""On a PyTorchJob: the number of the attempt that it is."""
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-"""On a RecTrainingJob: the Kueue queue that admits it. Kueue alone then says when the child runs."""
 CHILD_NAME_LABEL = "training.kubeflow.org/job-name"
+"""On a pod: the PyTorchJob that it belongs to."""
 _REPLICA_TYPE_LABEL = "training.kubeflow.org/replica-type"
 _REPLICA_INDEX_LABEL = "training.kubeflow.org/replica-index"
-WORKER_CONTAINER = "pytorch"
-"""The container that trains; the training operator asks for this name."""
 
 Raw = Mapping[str, Any]
 
@@ -307,7 +304,7 @@ def _waiting(status: Raw) -> Raw:
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
         waiting = (container.get("state") or {}).get("waiting") or {}
         if waiting.get("reason") not in (None, "", "ContainerCreating", "PodInitializing"):
-            return waiting  # type: ignore[no-any-return]
+            return waiting
     return {}
 
 
@@ -320,7 +317,7 @@ def _termination(status: Raw) -> Termination | None:
             failed_init = ended
     for container in status.get("containerStatuses") or []:
         ended = (container.get("state") or {}).get("terminated")
-        if container.get("name") == WORKER_CONTAINER and ended:
+        if container.get("name") == CONTAINER and ended:
             return _ended(ended)
     return _ended(failed_init) if failed_init else None
 

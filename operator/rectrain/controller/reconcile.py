@@ -1,5 +1,6 @@
 """One pass over a job: look, decide, act, write, tell."""
 
+import contextlib
 import logging
 import uuid
 from collections.abc import Callable, Mapping
@@ -151,10 +152,8 @@ class Reconciler:
         match action:
             case CreateConfigMap():
                 assert definition is not None
-                try:
+                with contextlib.suppress(AlreadyExistsError):  # its name says what is in it, and whose it is
                     await self._kube.create(Kind.CONFIG_MAP, config_map(definition, self._settings))
-                except AlreadyExistsError:
-                    pass  # its name says what is in it, and whose it is
             case CreateChild(attempt, suspended):
                 assert definition is not None
                 await self._create(Kind.CHILD, pytorch_job(definition, self._settings, attempt, suspended))

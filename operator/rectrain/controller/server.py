@@ -9,9 +9,7 @@ MAX_WATCH_LAG = 120.0
 """Seconds that a watch may owe what is known otherwise. kopf notices most dead watches within 70 s by itself."""
 
 
-async def serve(
-    host: str, port: int, registry: CollectorRegistry, watch_lag: Callable[[], float]
-) -> web.AppRunner:
+async def serve(host: str, port: int, registry: CollectorRegistry, watch_lag: Callable[[], float]) -> web.AppRunner:
     """Start the server; the caller cleans the runner up.
 
     Args:

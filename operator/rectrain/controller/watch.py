@@ -39,7 +39,7 @@ def _handle(kind: Kind, handlers: kopf.OperatorRegistry, store: Store, queue: Wo
     @kopf.on.event(*_resource(kind), registry=handlers, id=f"on-{kind.plural}")
     async def on_event(event: kopf.RawEvent, **_: Any) -> None:
         events.inc()
-        for key in store.take_event(kind, event["object"], deleted=event["type"] == "DELETED"):  # type: ignore[arg-type]
+        for key in store.take_event(kind, event["object"], deleted=event["type"] == "DELETED"):
             queue.add(key)
 
 

@@ -60,7 +60,7 @@ def _leave_alone(draft: Draft, child: Child) -> None:
         ConditionType.RUNNING,
         False,
         "NameTaken",
-        f"PyTorchJob {draft.job.key.name} exists and {owner}; it is left alone: delete it, or give the job another name",
+        f"PyTorchJob {draft.job.key.name} exists and {owner}; it is left alone: delete it, or rename the job",
     )
     draft.look_again(draft.now + _FOREIGN_RETRY)
 

@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 from rectrain.controller.conditions import ConditionType
-from rectrain.controller.decision import CreateConversion, DeleteConversion, JoinConversion
+from rectrain.controller.decision import CreateConfigMap, CreateConversion, DeleteConversion, JoinConversion
 from rectrain.controller.draft import Draft
 from rectrain.controller.observed import Phase
 
@@ -25,7 +25,7 @@ def prepare_data(draft: Draft) -> bool:
     draft.set(ConditionType.DATA_PREPARED, False, "Converting", _WAITING)
     draft.set(ConditionType.RUNNING, False, "Converting", _WAITING)
     if conversion is None:
-        draft.actions.append(CreateConversion())
+        draft.actions += [CreateConfigMap(), CreateConversion()]
     elif conversion.deleting:
         draft.look_again(draft.now + _PATIENCE)  # its name is free when it is gone
     elif not conversion.phase.is_final:

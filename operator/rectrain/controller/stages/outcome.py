@@ -41,7 +41,7 @@ def take_outcome(draft: Draft) -> bool:
 
 def backoff(restarts: int) -> timedelta:
     """Return how long to wait before an attempt: 5 s after the first failure, doubling, at most 5 min."""
-    return min(_BACKOFF * 2 ** min(max(restarts - 1, 0), 10), _MAX_BACKOFF)
+    return min(_BACKOFF * (1 << min(max(restarts - 1, 0), 10)), _MAX_BACKOFF)
 
 
 def _succeed(draft: Draft) -> None:
