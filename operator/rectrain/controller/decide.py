@@ -49,7 +49,7 @@ def decide(job: Job, observed: Observed, now: datetime) -> Decision:
     if job.deleting:  # what it owns goes with it, by owner references
         return Decision(actions=(), status=job.status)
     draft = Draft(job, observed, now)
-    if not draft.holds(ConditionType.SUCCEEDED) and not draft.holds(ConditionType.FAILED):
+    if not draft.has_ended:
         _begin(draft)
     for stage in _STAGES:
         if stage(draft):

@@ -59,6 +59,11 @@ class Draft:
         child = self.own_child
         return tuple(p for p in self.observed.pods if child is not None and p.owner_uid == child.uid)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the job has succeeded or failed, which is for good."""
+        return self.holds(ConditionType.SUCCEEDED) or self.holds(ConditionType.FAILED)
+
     def holds(self, type_: ConditionType) -> bool:
         """Return whether a condition holds."""
         return is_true(self.status.conditions, type_)

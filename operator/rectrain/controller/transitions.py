@@ -39,6 +39,8 @@ def _of_running(condition: Condition, old: Condition | None, before: Status, aft
     if old is not None and (old.status, old.reason) == (condition.status, condition.reason):
         return None
     # Where another condition has turned true, it says why.
+    if after.attempt != before.attempt:
+        return None
     for type_ in _ENDS_RUNNING:
         if is_true(after.conditions, type_) and not is_true(before.conditions, type_):
             return None

@@ -12,6 +12,9 @@ _RETRY = timedelta(seconds=30)
 def answer_refusal(draft: Draft, refusal: Refusal) -> None:
     """Say it in a condition, and try again later unless the answer would be the same."""
     draft.actions.clear()
+    if draft.has_ended:
+        draft.look_again(draft.now + _RETRY)
+        return
     if refusal.permanent:
         draft.fail(refusal.reason, refusal.message)
         return
