@@ -86,6 +86,13 @@ class Status(ApiModel):
     results: Results | None = None
     """What the job has given."""
     restarts: int = 0
-    """Restarts so far."""
+    """Restarts after failures so far; runPolicy.maxRestarts bounds them."""
+    attempt: int = 0
+    """Number of the current attempt, from 0. Also grows by restarts that are no failures, as after a preemption."""
+    start_time: datetime | None = None
+    """When the workers were first let run, since the job was created or resumed; runPolicy.activeDeadlineSeconds counts
+    from it."""
+    restart_after: datetime | None = None
+    """While the job waits to be restarted: the next attempt begins no earlier."""
     observed_generation: int | None = None
     """Generation of the job that was last acted on."""

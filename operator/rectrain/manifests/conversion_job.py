@@ -13,6 +13,11 @@ _USER_ERROR_EXIT_CODE = 2
 _ORDINARY_RESOURCES = ("cpu", "memory", "ephemeral-storage")
 
 
+def conversion_name(job: RecTrainingJob) -> str:
+    """Return the name of a job's conversion Job: the same for all jobs whose shards go to the same place."""
+    return f"rectrain-data-{short_digest(job.spec.data.train.uri)}"
+
+
 def conversion_job(job: RecTrainingJob, settings: Settings) -> dict[str, Any]:
     """Return the Job that makes a job's shards from its data.source.
 
@@ -24,7 +29,7 @@ def conversion_job(job: RecTrainingJob, settings: Settings) -> dict[str, Any]:
         InvalidJobError: The job's files cannot be reached from pods.
     """
     check_reachable(job, settings)
-    metadata = object_metadata(job, f"rectrain-data-{short_digest(job.spec.data.train.uri)}", "data")
+    metadata = object_metadata(job, conversion_name(job), "data")
     queue = queue_labels(job)
     metadata["labels"] |= queue
     container: dict[str, Any] = {
