@@ -54,7 +54,7 @@ class Rule:
         for place in places:
             path = (*self.field.split("."), *place)
             value = _value_at(checked, path)
-            yield Problem(path, value if _is_short(value) else None, self._text(checked))
+            yield Problem(path, value if _is_telling(value) else None, self._text(checked))
 
     def validation(self) -> dict[str, Any] | None:
         """Return the rule as an entry of x-kubernetes-validations; None when CEL cannot say it."""
@@ -141,9 +141,10 @@ def cel_text(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _is_short(value: Any) -> bool:
+def _is_telling(value: Any) -> bool:
+    """Return whether a value is one for a message: there, and not a part of the job with fields of its own."""
     elements = value if isinstance(value, list) else [value]
-    return not any(isinstance(element, BaseModel) for element in elements)
+    return value not in ([], {}) and not any(isinstance(element, BaseModel) for element in elements)
 
 
 def _value_at(node: Any, path: tuple[str | int, ...]) -> Any:
