@@ -152,8 +152,9 @@ def _value_at(node: Any, path: tuple[str | int, ...]) -> Any:
         if isinstance(node, BaseModel):
             fields = type(node).model_fields
             node = getattr(node, next(name for name, field in fields.items() if part in (name, field.alias)))
-        elif isinstance(node, dict) or (isinstance(node, list) and isinstance(part, int)):
-            node = node[part]
+        elif isinstance(node, dict | list):
+            elements: Any = node
+            node = elements[part]
         else:
             return None
     return node
