@@ -10,8 +10,19 @@ import click
 
 from rectrain.api import RecTrainingJob, UserError, dump_job, load_job
 
+_EPILOG = """\b
+Examples:
+  rectrain run examples/amazon-cds/job.yaml
+  rectrain run examples/amazon-cds/job.yaml --set training.maxSteps=50
+  rectrain run job.yaml --output out --set workers.replicas=4
 
-@click.command()
+\b
+Exit codes: 0 done; 2 something in the job, the data or the environment is wrong; 4 the loss is not finite;
+143 stopped by SIGTERM or Ctrl-C, with a checkpoint from which the next run continues.
+"""
+
+
+@click.command(epilog=_EPILOG)
 @click.argument("job_file", metavar="JOB", type=click.Path())
 @click.option(
     "--output",
@@ -21,19 +32,9 @@ from rectrain.api import RecTrainingJob, UserError, dump_job, load_job
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a field of the job.")
 @click.option("--restart", is_flag=True, help="Remove what an earlier run left in the output folder, and begin anew.")
 def run(job_file: str, output: str | None, overrides: tuple[str, ...], restart: bool) -> None:
-    r"""Train a job on this machine: convert its data if need be, train, evaluate, record.
+    """Train a job on this machine: convert its data if need be, train, evaluate, record.
 
     Run again, it continues from the newest checkpoint; a run that has ended shows its results.
-
-    \b
-    Examples:
-      rectrain run examples/amazon-cds/job.yaml
-      rectrain run examples/amazon-cds/job.yaml --set training.maxSteps=50
-      rectrain run job.yaml --output out --set workers.replicas=4
-
-    \b
-    Exit codes: 0 done; 2 something in the job, the data or the environment is wrong; 4 the loss is not finite;
-    143 stopped by SIGTERM or Ctrl-C, with a checkpoint from which the next run continues.
     """
     job = load_job(job_file, overrides)
     from rectrain_jobs.installation import check_kernels

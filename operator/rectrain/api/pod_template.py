@@ -108,11 +108,11 @@ def _container_problems(container: Mapping[str, Any]) -> Iterator[Problem]:
 def _shape_problems(node: Any, path: tuple[str | int, ...] = ()) -> Iterator[Problem]:
     """Yield where the parts that are merged have another form than Kubernetes gives them."""
     for field in ("metadata", "spec") if not path else ():
-        if not isinstance(node.get(field) or {}, Mapping):
+        if not isinstance(node.get(field), Mapping | None):
             yield Problem((field,), node[field], "must be a mapping")
             return
     for kind in ("labels", "annotations") if not path else ():
-        if not isinstance((node.get("metadata") or {}).get(kind) or {}, Mapping):
+        if not isinstance((node.get("metadata") or {}).get(kind), Mapping | None):
             yield Problem(("metadata", kind), node["metadata"][kind], "must be a mapping")
             return
     if not path:

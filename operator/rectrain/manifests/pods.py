@@ -59,8 +59,8 @@ def pod_template(
             ],
         },
     }
-    merged: dict[str, Any] = _merged(base, {"spec": {**pod, "volumes": list(volumes)}})
-    return _merged(merged, _users_template(job, container["name"]))  # type: ignore[no-any-return]
+    merged = _merged(base, {"spec": {**pod, "volumes": list(volumes)}})
+    return _merged(merged, _users_template(job, container["name"]))
 
 
 def _every_container(job: RecTrainingJob, settings: Settings) -> dict[str, Any]:
@@ -112,23 +112,30 @@ def _users_template(job: RecTrainingJob, container: str) -> dict[str, Any]:
     return {**template, "spec": {**spec, "containers": containers}}
 
 
-def _merged(base: Any, patch: Any, key: str | None = None) -> Any:
-    """Return `base` with `patch` laid over it, as Kubernetes' strategic merge does it.
+def _merged(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `patch` laid over it: mappings field by field, lists as below, else the patch's value.
 
-    Mappings are merged field by field, and null takes a field away; lists of named elements by name; to other lists the
-    patch's elements are added; else the patch's value stands.
+    Null in a patch is as good as nothing: what every pod has cannot be taken away.
     """
-    if isinstance(base, Mapping) and isinstance(patch, Mapping):
-        fields = {**base, **patch}
-        merged = {f: _merged(base[f], patch[f], list_key(f)) if f in base and f in patch else fields[f] for f in fields}
-        return {field: value for field, value in merged.items() if value is not None}
-    if isinstance(base, list) and isinstance(patch, list):
-        if key is None:
-            return [*base, *patch]
-        patches = {element[key]: element for element in patch}
-        known = {element[key] for element in base}
-        return [
-            *(_merged(element, patches.get(element[key], {})) for element in base),
-            *(element for element in patch if element[key] not in known),
-        ]
-    return patch
+    merged = dict(base)
+    for field, value in patch.items():
+        there = base.get(field)
+        if isinstance(there, Mapping) and isinstance(value, Mapping):
+            merged[field] = _merged(there, value)
+        elif isinstance(there, list) and isinstance(value, list):
+            merged[field] = _merged_list(field, there, value)
+        elif value is not None:
+            merged[field] = value
+    return merged
+
+
+def _merged_list(field: str, base: list[Any], patch: list[Any]) -> list[Any]:
+    """Return both lists' elements; of two with the same key the patch's, or a container that has been merged."""
+    key = list_key(field)
+    if key is None:
+        return [*base, *patch]
+    known = {element[key]: element for element in base}
+    for element in patch:
+        there = known.get(element[key], {})
+        known[element[key]] = _merged(there, element) if field == "containers" else element
+    return list(known.values())

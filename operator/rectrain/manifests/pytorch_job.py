@@ -79,7 +79,7 @@ def _worker_template(job: RecTrainingJob, settings: Settings, attempt: int) -> d
     cache = job.spec.data.cache
     container: dict[str, Any] = {
         "name": CONTAINER,
-        "command": ["torchrun"],
+        "command": ["python", "-m", "rectrain_jobs.training.torchrun"],
         # torchrun kills ranks that have not ended 30 s after SIGTERM unless it is told to wait longer.
         "args": [
             f"--shutdown-timeout={max(grace - _LAUNCHER_SECONDS, grace // 2)}",
