@@ -14,36 +14,42 @@ from rectrain.api import RecTrainingJob, dump_job, load_job
 if TYPE_CHECKING:
     from rectrain_jobs.training.output import RunOutput
 
+_EPILOG = """\b
+Examples:
+  rectrain run examples/amazon-cds/job.yaml
+  rectrain run examples/amazon-cds/job.yaml --set training.maxSteps=50
+  rectrain run job.yaml --output out --set workers.replicas=4
+  rectrain run job.yaml --output s3://bucket/runs/today
 
-@click.command()
+\b
+Exit codes: 0 done; 2 something in the job, the data or the environment is wrong; 4 the loss is not finite;
+143 stopped by SIGTERM or Ctrl-C, with a checkpoint from which the next run continues.
+"""
+
+
+@click.command(epilog=_EPILOG)
 @click.argument("job_file", metavar="JOB", type=click.Path())
-@click.option("--output", metavar="URI", help="Folder of the results. Default: runs/<name>-<digest of the job>.")
+@click.option(
+    "--output",
+    metavar="URI",
+    help="Folder of the results. Default: the job's output.uri, or runs/<name>-<digest of the job>.",
+)
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a field of the job.")
 @click.option("--restart", is_flag=True, help="Remove what an earlier run left in the output folder, and begin anew.")
 def run(job_file: str, output: str | None, overrides: tuple[str, ...], restart: bool) -> None:
-    r"""Train a job on this machine: convert its data if need be, train, evaluate, record.
+    """Train a job on this machine: convert its data if need be, train, evaluate, record.
 
     Run again, it continues from the newest checkpoint; a run that has ended shows its results.
-
-    \b
-    Examples:
-      rectrain run examples/amazon-cds/job.yaml
-      rectrain run examples/amazon-cds/job.yaml --set training.maxSteps=50
-      rectrain run job.yaml --output out --set workers.replicas=4
-      rectrain run job.yaml --output s3://bucket/runs/today
-
-    \b
-    Exit codes: 0 done; 2 something in the job, the data or the environment is wrong; 4 the loss is not finite;
-    143 stopped by SIGTERM or Ctrl-C, with a checkpoint from which the next run continues.
     """
     job = load_job(job_file, overrides)
-    output = output or f"runs/{job.metadata.name}-{_digest(job)}"
     from rectrain_jobs.installation import check_kernels
     from rectrain_jobs.resolution import absolute_uri, resolve_paths, storage_options
     from rectrain_jobs.training.launch import run_ranks
     from rectrain_jobs.training.output import RunOutput
 
+    default = Path("runs") / f"{job.metadata.name}-{_digest(job)}"
     job = resolve_paths(job, Path(job_file).parent)
+    output = output or job.spec.output.uri or str(default)
     run_output = RunOutput(absolute_uri(output, Path.cwd()), storage_options(job))
     if restart:
         _remove(run_output, job)
