@@ -1,6 +1,8 @@
 """RecTrainingJob: the whole job."""
 
 import re
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
@@ -115,3 +117,25 @@ class RecTrainingJob(ApiModel):
     """What is wanted."""
     status: Status | None = None
     """What is observed."""
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Iterable[str] = ()) -> "RecTrainingJob":
+        """Read a job file.
+
+        Args:
+            path: A YAML or JSON file.
+            overrides: Assignments such as ``training.maxSteps=50``.
+
+        Raises:
+            InvalidJobError: The job is not valid, with every problem.
+            UserError: The file cannot be read, or is no YAML mapping.
+        """
+        from rectrain.api.loading import load_job  # which stands on this class
+
+        return load_job(path, overrides)
+
+    def to_yaml(self) -> str:
+        """Return the job as the text of a job file, without defaults."""
+        from rectrain.api.loading import dump_job
+
+        return dump_job(self)

@@ -53,6 +53,15 @@ class RectrainGroup(click.Group):
         lazy_command("explain", "Show what a field of the job means.", "rectrain.cli.explain:explain"),
         lazy_command("render", "Print the Kubernetes objects of a job.", "rectrain.cli.render:render"),
         lazy_command("schema", "Print the JSON Schema of job files, for editors.", "rectrain.cli.schema:schema"),
+        lazy_command("submit", "Create a job on the cluster.", "rectrain.cli.submit:submit"),
+        lazy_command("get", "List the cluster's jobs, or show one.", "rectrain.cli.get:get"),
+        lazy_command("describe", "Show everything about one job of the cluster.", "rectrain.cli.describe:describe"),
+        lazy_command("wait", "Show a job's progress until it has ended.", "rectrain.cli.wait:wait"),
+        lazy_command("logs", "Print the log of a job's worker.", "rectrain.cli.logs:logs"),
+        lazy_command("top", "Show how fast the running jobs train.", "rectrain.cli.top:top"),
+        lazy_command("suspend", "Stop jobs; they can go on later.", "rectrain.cli.lifecycle:suspend"),
+        lazy_command("resume", "Let suspended jobs go on.", "rectrain.cli.lifecycle:resume"),
+        lazy_command("delete", "Delete jobs of the cluster.", "rectrain.cli.lifecycle:delete"),
     ],
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -60,6 +69,11 @@ class RectrainGroup(click.Group):
 @click.version_option(package_name="rectrain", message="%(prog)s %(version)s")
 def cli(debug: bool) -> None:
     """Train recommender models from one job file, on this machine or on Kubernetes."""
+
+
+def kubectl_plugin() -> None:
+    """The same command as kubectl calls it: `kubectl rectrain ...`."""
+    cli.main(prog_name="kubectl rectrain")
 
 
 def main(args: list[str] | None = None) -> None:

@@ -1,0 +1,73 @@
+"""`rectrain describe`: everything about one job, for people."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from rectrain.api.job import RecTrainingJob
+from rectrain.api.status import State, state_of
+from rectrain.cli.cluster import NONE, age, aligned, client_of, cluster_options
+from rectrain.cli.wait import results_of, summary_of
+
+
+@click.command(epilog="\b\nExample:\n  rectrain describe amazon-cds")
+@click.argument("name")
+@cluster_options
+def describe(name: str, namespace: str | None, context: str | None, kubeconfig: str | None) -> None:
+    """Show a job's state, conditions, progress, results, workers and events."""
+    client = client_of(namespace, context, kubeconfig)
+    job = client.get(name)
+    for line in description(job, client.pods(name), client.events(name)):
+        click.echo(line)
+
+
+def description(job: RecTrainingJob, pods: list[dict[str, Any]], events: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the lines about a job.
+
+    Args:
+        job: The job.
+        pods: Its worker pods, as the API server has them.
+        events: What the controller told, oldest first.
+    """
+    from rectrain.sdk.logs import replica_of
+
+    spec, status = job.spec, job.status
+    created = (job.metadata.model_extra or {}).get("creationTimestamp")
+    yield f"Name:       {job.metadata.name}"
+    yield f"Namespace:  {job.metadata.namespace}"
+    yield f"Age:        {age(created) if created else NONE}"
+    yield f"Model:      {spec.model.type}"
+    yield f"Workers:    {spec.workers.replicas} x {spec.workers.processes_per_replica}"
+    yield f"State:      {summary_of(job)}"
+    if status is not None and status.conditions:
+        yield ""
+        yield "Conditions:"
+        rows = [["TYPE", "STATUS", "REASON", "AGE", "MESSAGE"]]
+        rows += [[c.type, c.status, c.reason, age(c.last_transition_time), c.message] for c in status.conditions]
+        yield from _indented(aligned(rows))
+    if status is not None and state_of(status.conditions) is State.SUCCEEDED:
+        yield ""
+        yield "Results:"
+        yield from _indented("\n".join(results_of(job)))
+    yield ""
+    yield "Pods:"
+    rows = [["WORKER", "POD", "PHASE", "NODE", "AGE"]]
+    for pod in pods:
+        metadata, node = pod["metadata"], (pod.get("spec") or {}).get("nodeName") or NONE
+        phase = (pod.get("status") or {}).get("phase") or NONE
+        rows.append([replica_of(pod), metadata["name"], phase, node, age(metadata["creationTimestamp"])])
+    yield from _indented(aligned(rows) if pods else NONE)
+    yield ""
+    yield "Events:"
+    rows = [["AGE", "TYPE", "REASON", "MESSAGE"]]
+    for event in events:
+        time = event.get("eventTime") or event.get("lastTimestamp")
+        text = " ".join(str(event.get("message") or "").split())
+        rows.append([age(time) if time else NONE, str(event.get("type")), str(event.get("reason")), text])
+    yield from _indented(aligned(rows) if events else NONE)
+
+
+def _indented(text: str) -> Iterator[str]:
+    for line in text.splitlines():
+        yield f"  {line}"
