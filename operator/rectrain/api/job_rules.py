@@ -390,9 +390,9 @@ _METRICS = (
     ),
     Rule(
         "training.earlyStopping.metric",
-        f"must be one of evaluation.metrics, or without them {', '.join(RETRIEVAL_METRICS)} for a retrieval model, "
-        + "else "
-        + ", ".join(f"{metric} with a {' or '.join(tasks)} label" for metric, tasks in METRICS_OF_TASK.items()),
+        f"must be one of evaluation.metrics, or without them of {', '.join(RETRIEVAL_METRICS)} for a retrieval model, "
+        "and for others, by their labels, of "
+        + ", ".join(f"{metric} ({', '.join(tasks)})" for metric, tasks in METRICS_OF_TASK.items()),
         broken=_watches(default_metrics, ~_HAS_METRICS),
         cel=f"!{_STOPS_EARLY.cel} || {_HAS_METRICS.cel} || {_watched_by_default()}",
     ),
