@@ -364,7 +364,7 @@ def _unpooled_on_cpu(
     table: str, types: Sequence[ShardingType], kernels: Sequence[ComputeKernel]
 ) -> tuple[list[ShardingType], list[ComputeKernel]]:
     """Leave out what pools a table that is to be looked up id by id: FBGEMM's dense CPU kernel (its issue 4586)."""
-    left = [t for t in types if t is not ShardingType.DATA_PARALLEL]
+    left: list[ShardingType] = [t for t in types if t is not ShardingType.DATA_PARALLEL]
     if not left or ComputeKernel.FUSED not in kernels:
         field, value = ("types", types) if not left else ("kernels", kernels)
         raise UserError(
