@@ -10,7 +10,9 @@ from typing import Any
 import launch
 import numpy as np
 
+# Forked from a process that has imported what publishing needs.
 _processes = launch._processes
+_processes.set_forkserver_preload(["rectrain_jobs.retrieval.faiss_store", "rectrain_jobs.retrieval.milvus_store"])
 DIM = 8
 KINDS = ["faiss", "milvus"]
 
@@ -26,11 +28,16 @@ def open_store(kind: str, folder: Path) -> Iterator[Any]:
         return
     from rectrain_jobs.retrieval.milvus_store import MilvusStore
 
-    store = MilvusStore(str(folder / "index.db"), "items")
+    path = str(folder / "index.db")
+    store = MilvusStore(path, "items")
     try:
         yield store
     finally:
         store.close()
+        # Milvus Lite's server is a thread of this process, and locks the file as long as it runs.
+        from milvus_lite.server_manager import server_manager_instance
+
+        server_manager_instance.release_server(path)
 
 
 def items_of(model: str, count: int = 60) -> Any:

@@ -111,15 +111,20 @@ def verify(index: ItemIndex, items: Items) -> float:
 def sampled_recall(index: ItemIndex, items: Items) -> float:
     """Return the share of the exact SAMPLED_K neighbours of SAMPLED_QUERIES items that the index finds.
 
-    Neighbours as close as the last of the exact ones count as exact: equal vectors may come in any order.
+    Neighbours as close as the last of the exact ones count as exact, as equal vectors may come in any order; one whose
+    score is not that of its vector does not count.
     """
     rng = np.random.default_rng(1)
     chosen = rng.choice(len(items.ids), min(SAMPLED_QUERIES, len(items.ids)), replace=False)
     queries, k = items.vectors[chosen], min(SAMPLED_K, len(items.ids))
     exact = top_k(torch.from_numpy(queries), ItemCorpus.replicated(items.vectors, items.ids), k).scores.numpy()
     found = index.search(queries, k)
-    least = exact[:, -1:] - 1e-5 * np.abs(exact[:, :1])
-    return float(np.mean((found.ids >= 0) & (found.scores >= least)))
+    order = np.argsort(items.ids)
+    rows = order[np.searchsorted(items.ids[order], found.ids).clip(max=len(order) - 1)]
+    scores = np.einsum("qd,qkd->qk", queries, items.vectors[rows])
+    slack = 1e-4 * np.abs(exact[:, :1])
+    is_right = (items.ids[rows] == found.ids) & (np.abs(scores - found.scores) <= slack)
+    return float(np.mean(is_right & (scores >= exact[:, -1:] - slack)))
 
 
 def rollback(store: IndexStore, to: str | None = None) -> IndexVersion:
