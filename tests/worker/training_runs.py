@@ -80,7 +80,7 @@ def two_tower_job(folder: Path, **spec: Any) -> Path:
 
 
 def mind_job(folder: Path, **spec: Any) -> Path:
-    """Likewise a MIND job with a profile; no embedding of the user is learnt."""
+    """Likewise a MIND job with a profile and no embedding of the user; it publishes its items to an index."""
     features = [
         {"name": "user_id", "kind": "Categorical", "side": "None", "cardinality": USERS},
         {"name": "history", "kind": "Sequence", "side": "User", "of": "item_id", "maxLength": 4},
@@ -89,6 +89,7 @@ def mind_job(folder: Path, **spec: Any) -> Path:
         {"name": "city", "kind": "Categorical", "side": "User", "cardinality": 5},
     ]
     section = {"embeddingDim": 8, "interests": 3, "embeddingDropout": 0.1, "negatives": {"count": 10}}
+    spec = {"publish": {"index": {"type": "Faiss", "uri": "index"}}} | spec
     return _write_job(folder, {"type": "MIND", "mind": section}, features, [], ["recall@5", "ndcg@5"], spec)
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -74,11 +74,13 @@ def build(job_file: str, overrides: tuple[str, ...], bundle: str) -> None:
 def verify(job_file: str, overrides: tuple[str, ...], bundle: str) -> None:
     """Check that the served version is a bundle's: its model, number of items, and what sampled searches find."""
     from rectrain_jobs.retrieval.publishing import verify as verify_items
+    from rectrain_jobs.training.publish import served_index
 
     job, store = _open(job_file, overrides)
-    version = _served(store)
-    recall = verify_items(store.open(version), _items(job, bundle))
-    click.echo(f"{version.name} is right: {version.items:,} items, {recall:.4f} of the exact neighbours found")
+    opened = served_index(store)
+    recall = verify_items(opened, _items(job, bundle))
+    name, items = opened.version.name, opened.version.items
+    click.echo(f"{name} is right: {items:,} items, {recall:.4f} of the exact neighbours found")
 
 
 @index.command()
@@ -109,9 +111,11 @@ def drop(job_file: str, overrides: tuple[str, ...], version: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def info(job_file: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """List the versions, and how many items the served one has."""
+    from rectrain_jobs.training.publish import served_index
+
     _, store = _open(job_file, overrides)
     served, versions = store.served(), store.versions()
-    count = store.open(_served(store)).count() if served is not None else 0
+    count = served_index(store).count() if served is not None else 0
     if as_json:
         found = {
             "served": served,
@@ -169,11 +173,3 @@ def _keep(job: RecTrainingJob) -> int:
     from rectrain_jobs.training.publish import index_of
 
     return index_of(job).keep
-
-
-def _served(store: Any) -> "IndexVersion":
-    name = store.served()
-    for version in store.versions():
-        if version.name == name:
-            return version  # type: ignore[no-any-return]
-    raise UserError(f"{store.uri}: has no served version yet; publish one first")

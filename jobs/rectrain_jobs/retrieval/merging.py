@@ -1,6 +1,6 @@
-"""From one user's several vectors to one list of items."""
+"""From a user's several vectors to one list of items."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -21,6 +21,32 @@ def retrieve(index: ItemIndex, user_vectors: Vectors, k: int, excluded: Collecti
     """
     hits = index.search(np.atleast_2d(user_vectors), k + len(excluded))
     return merge(hits, k, excluded)
+
+
+def retrieve_all(
+    index: ItemIndex, user_vectors: Vectors, k: int, excluded: Sequence[Collection[int]] | None = None
+) -> Ids:
+    """Find items for many users at once, as `retrieve` does for one.
+
+    Args:
+        index: The items.
+        user_vectors: float32 [users, dim] or [users, vectors of a user, dim].
+        k: Number of items.
+        excluded: For each user the ids that are not wanted.
+
+    Returns:
+        int64 [users, k], best first; -1 where there is nothing more.
+    """
+    users, of_user = len(user_vectors), 1 if user_vectors.ndim == 2 else user_vectors.shape[1]
+    unwanted = excluded if excluded is not None else [()] * users
+    depth = k + max(map(len, unwanted), default=0)
+    hits = index.search(user_vectors.reshape(users * of_user, -1), depth)
+    found = np.full((users, k), -1, np.int64)
+    for user in range(users):
+        part = slice(user * of_user, (user + 1) * of_user)
+        ids, _ = merge(Hits(hits.ids[part], hits.scores[part]), k, unwanted[user])
+        found[user, : len(ids)] = ids
+    return found
 
 
 def merge(hits: Hits, k: int, excluded: Collection[int] = ()) -> tuple[Ids, Vectors]:

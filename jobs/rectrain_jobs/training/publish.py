@@ -1,6 +1,7 @@
-"""From a model bundle to its item index."""
+"""From a model bundle to its item index, and evaluation through it."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -11,9 +12,11 @@ from rectrain.api.job import RecTrainingJob
 from rectrain.api.operations import Index, IndexType
 from rectrain_jobs.bundle import Bundle, load_bundle
 from rectrain_jobs.data.batch import BatchBuilder
+from rectrain_jobs.evaluation.ranking import Searcher, UserChunk
 from rectrain_jobs.models.ranking import RankingModel
 from rectrain_jobs.resolution import storage_options
-from rectrain_jobs.retrieval.base import IndexStore, IndexVersion
+from rectrain_jobs.retrieval.base import IndexStore, IndexVersion, ItemIndex
+from rectrain_jobs.retrieval.merging import retrieve_all
 from rectrain_jobs.retrieval.publishing import Items, publish
 from rectrain_jobs.storage import open_store
 from rectrain_jobs.training.data import RowChecker, item_columns, open_dataset
@@ -78,6 +81,42 @@ def items_of(bundle: Bundle, job: RecTrainingJob) -> Items:
             valid = np.ones(len(part[spec.model.item_id]), bool)
             parts.append(model.item_vectors(builder.build(part, valid)).float().numpy())
     return Items(ids.astype(np.int64), np.concatenate(parts), bundle.version, bundle.manifest.name)
+
+
+def served_index(store: IndexStore) -> ItemIndex:
+    """Open the version of an index that searches go to.
+
+    Raises:
+        UserError: There is none yet.
+    """
+    name = store.served()
+    for version in store.versions():
+        if version.name == name:
+            return store.open(version)
+    raise UserError(f"{store.uri}: has no served version yet; publish one first")
+
+
+def searcher_of(index: ItemIndex, bundle: Bundle) -> Searcher:
+    """Return what finds items for an evaluation through an index.
+
+    Raises:
+        UserError: The index is of another model.
+    """
+    if index.version.model_version != bundle.version:
+        raise UserError(
+            f"index version {index.version.name} is of model {index.version.model_version}, the bundle is "
+            f"{bundle.version}: publish the bundle's items"
+        )
+
+    def search(chunk: UserChunk, k: int) -> torch.Tensor:
+        vectors = torch.as_tensor(chunk.vectors).float().cpu().numpy()
+        seen = None
+        if chunk.seen is not None:
+            ids, offsets = chunk.seen.ids.tolist(), chunk.seen.offsets.tolist()
+            seen = [ids[first:last] for first, last in pairwise(offsets)]
+        return torch.from_numpy(retrieve_all(index, vectors, k, seen))
+
+    return search
 
 
 def publish_bundle(job: RecTrainingJob, bundle_uri: str, say: Callable[[str], None]) -> IndexVersion:
