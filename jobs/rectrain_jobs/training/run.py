@@ -23,6 +23,7 @@ from rectrain_jobs.training.data import open_dataset
 from rectrain_jobs.training.distributed import join_ranks
 from rectrain_jobs.training.output import RunOutput
 from rectrain_jobs.training.progress import ProgressDisplay, metrics_table
+from rectrain_jobs.training.publish import publish_bundle
 from rectrain_jobs.training.trainer import DivergedError, StopRequestedError, Trainer
 
 
@@ -73,12 +74,16 @@ def run_worker(job: RecTrainingJob, output_uri: str) -> None:
         output.write_metrics(metrics)
         (output.local / "job.yaml").write_text(dump_job(job_without_credentials(job)))
         summary = _finish(tracker, output, bundle_uri)
+        # Before the result, with which the run has ended: one that is killed while it publishes does so again.
+        publishes = job.spec.publish.index is not None
+        version = publish_bundle(job, bundle_uri, display.say).name if publishes else None
         output.write_result(
             {
                 "uid": uid,
                 "step": trainer.progress.step,
                 "seconds": round(time.monotonic() - started, 1),
                 "bundle": bundle_uri,
+                "indexVersion": version,
                 "mlflowRunId": summary.run_id if summary is not None else None,
                 "trackingUri": summary.tracking_uri if summary is not None else None,
                 "unsentPoints": summary.unsent_points if summary is not None else 0,
