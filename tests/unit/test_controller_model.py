@@ -1,14 +1,14 @@
 """The controller under faults: a state machine over an API server in memory, and what has to hold whatever happens."""
 
-import asyncio
 from collections import deque
+from collections.abc import Coroutine
 from datetime import datetime, timedelta
 from typing import Any
 
 from controller_objects import KEY, SOURCE, T0, document
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from memory_api import Fault, MemoryApi, TrainingOperator
 
 from rectrain.controller.errors import ApiError
@@ -21,7 +21,10 @@ from rectrain.manifests import Settings
 KEYS = [KEY, Key(KEY.namespace, "ads")]
 MAX_RESTARTS = 2
 keys = st.sampled_from(KEYS)
-sides = st.sampled_from([0, 1])
+sides = st.sampled_from([0, 0, 0, 1])
+applied = st.fixed_dictionaries({"queue": st.booleans(), "source": st.sampled_from([False, False, True])})
+faults = st.lists(st.none() | st.sampled_from(Fault), max_size=6)
+lost = st.sets(st.sampled_from([Kind.CHILD, Kind.POD, Kind.CONVERSION]))
 FOREIGN = {"kind": "Notebook", "name": "n", "uid": "foreign-owner", "controller": True}
 
 
@@ -50,8 +53,7 @@ class Controller:
                         self.queue.append(key)
 
     def lose(self, kind: Kind) -> None:
-        if self.events[kind]:
-            self.events[kind].popleft()
+        self.events[kind].clear()
 
     def take_all(self) -> None:
         while any(self.events.values()):
@@ -61,7 +63,7 @@ class Controller:
     def run(self, key: Key, *, read: bool) -> None:
         """Pass over a job as a worker of the controller does."""
         try:
-            due = asyncio.run(self._reconciler.reconcile(key, read=read))
+            due = finish(self._reconciler.reconcile(key, read=read))
         except ApiError:
             due = self._clock()  # with a back-off, which here is none
         if due is None:
@@ -81,25 +83,26 @@ class Controller:
 class ControllerModel(RuleBasedStateMachine):
     """Two controllers, each of which may believe that it is the leader, and everything that can go wrong."""
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(options=st.tuples(applied, applied))
+    def begin(self, options: tuple[dict[str, bool], dict[str, bool]]) -> None:
         self.now = T0
         self.api = MemoryApi(lambda: self.now)
         self.training = TrainingOperator(self.api)
         self.failures: dict[str, set[str]] = {}
         self.api.on_write.append(self.check_write)
         self.controllers = [Controller(self.api, lambda: self.now) for _ in range(2)]
+        for key, chosen in zip(KEYS, options, strict=True):
+            self.apply(key, chosen)
 
     # Users
 
-    @rule(key=keys, queue=st.booleans(), with_source=st.booleans(), suspended=st.booleans())
-    def apply(self, key: Key, queue: bool, with_source: bool, suspended: bool) -> None:
+    @rule(key=keys, chosen=applied)
+    def apply(self, key: Key, chosen: dict[str, bool]) -> None:
         if (Kind.JOB, key) not in self.api.objects:
-            labels = {"kueue.x-k8s.io/queue-name": "q"} if queue else {}
-            policy = {"maxRestarts": MAX_RESTARTS, "suspend": suspended}
-            source = SOURCE if with_source else None
-            raw = document(name=key.name, run_policy=policy, source=source, labels=labels)
-            self.api.put(Kind.JOB, raw)
+            labels = {"kueue.x-k8s.io/queue-name": "q"} if chosen["queue"] else {}
+            source = SOURCE if chosen["source"] else None
+            policy = {"maxRestarts": MAX_RESTARTS}
+            self.api.put(Kind.JOB, document(name=key.name, run_policy=policy, source=source, labels=labels))
 
     @rule(key=keys, suspended=st.booleans())
     def suspend(self, key: Key, suspended: bool) -> None:
@@ -144,18 +147,23 @@ class ControllerModel(RuleBasedStateMachine):
     def collect_garbage(self) -> None:
         self.api.collect_garbage()
 
-    @rule(key=keys, admitted=st.booleans())
+    @rule(key=keys, admitted=st.sampled_from([True, True, False]))
+    def run_cluster(self, key: Key, admitted: bool) -> None:
+        """Kueue, the training operator, the kubelet and the garbage collector do what there is to do."""
+        self.admit(key, admitted)
+        self.training.sync(key)
+        self.training.start(key)
+        self.api.collect_garbage()
+
     def admit(self, key: Key, admitted: bool) -> None:
         child = self.api.objects.get((Kind.CHILD, key))
         if child is not None and not is_foreign(child) and "kueue.x-k8s.io/queue-name" in child["metadata"]["labels"]:
             spec = {**child["spec"], "runPolicy": {**child["spec"]["runPolicy"], "suspend": not admitted}}
             self.api.change(Kind.CHILD, key, spec=spec)
 
-    @rule(key=keys, started=st.booleans())
-    def sync(self, key: Key, started: bool) -> None:
+    @rule(key=keys)
+    def sync(self, key: Key) -> None:
         self.training.sync(key)
-        if started:
-            self.training.start(key)
 
     @rule(key=keys, exit_code=st.sampled_from([0, 0, 1, 1, 2, 143]))
     def end(self, key: Key, exit_code: int) -> None:
@@ -183,24 +191,24 @@ class ControllerModel(RuleBasedStateMachine):
     def deliver(self, side: int, kind: Kind, twice: bool) -> None:
         self.controllers[side].take(kind, twice=twice)
 
-    @rule(side=sides)
-    def deliver_all(self, side: int) -> None:
-        self.controllers[side].take_all()
-
-    @rule(side=sides, kind=st.sampled_from([Kind.CHILD, Kind.POD, Kind.CONVERSION]))
-    def lose_event(self, side: int, kind: Kind) -> None:
-        self.controllers[side].lose(kind)
-
-    @rule(side=sides, key=keys, read=st.booleans(), faults=st.lists(st.none() | st.sampled_from(Fault), max_size=4))
+    @rule(side=sides, key=keys, read=st.booleans(), faults=faults)
     def reconcile(self, side: int, key: Key, read: bool, faults: list[Fault | None]) -> None:
         self.api.faults.extend(faults)
         self.controllers[side].run(key, read=read)
         self.api.faults.clear()
 
-    @rule(side=sides)
-    def work(self, side: int) -> None:
+    @rule(side=sides, lost=lost, faults=faults)
+    def work(self, side: int, lost: set[Kind], faults: list[Fault | None]) -> None:
+        for kind in lost:
+            self.controllers[side].lose(kind)
         self.controllers[side].take_all()
+        self.api.faults.extend(faults)
         self.controllers[side].work()
+        self.api.faults.clear()
+
+    @rule(side=sides)
+    def work_well(self, side: int) -> None:
+        self.work(side, set(), [])
 
     @rule(side=sides)
     def restart(self, side: int) -> None:
@@ -231,9 +239,11 @@ class ControllerModel(RuleBasedStateMachine):
                 owners = raw["metadata"]["ownerReferences"]
                 assert len(owners) == 1 and owners[0]["name"] == raw["metadata"]["name"]
 
-    @precondition(lambda self: self.api.objects)
-    @rule(exit_code=st.sampled_from([0, 1]))
-    def converges(self, exit_code: int) -> None:
+    def teardown(self) -> None:
+        if hasattr(self, "api"):
+            self.converge()
+
+    def converge(self) -> None:
         """From here on nothing goes wrong: every job comes to an end within a bounded number of passes."""
         self.api.missing = set()
         leader = self.controllers[0]
@@ -248,25 +258,46 @@ class ControllerModel(RuleBasedStateMachine):
             leader.work()
             self.convert("Complete")
             for key in KEYS:
-                self.admit(key, True)
-                self.sync(key, True)
-                self.end(key, exit_code)
-            self.api.collect_garbage()
-        leader.take_all()
-        leader.work()
-        for (kind, key), raw in self.api.objects.items():
-            if kind is Kind.JOB:
-                assert ends(raw["status"]), f"{key} does not end: {raw['status']}"
+                self.run_cluster(key, True)
+                self.end(key, 0)
+            leader.take_all()
+            leader.work()
+            if self.is_quiet():
+                break
+        self.check_ended(leader)
+
+    def is_quiet(self) -> bool:
+        """Return whether every job has ended, and what is left of others."""
+        return all(
+            ends(raw.get("status") or {}) if kind is Kind.JOB else self.training.has_ended(key)
+            for (kind, key), raw in self.api.objects.items()
+            if kind in (Kind.JOB, Kind.CHILD)
+        )
+
+    def check_ended(self, leader: Controller) -> None:
+        jobs = {key: raw for (kind, key), raw in self.api.objects.items() if kind is Kind.JOB}
+        for key, raw in jobs.items():
+            assert ends(raw["status"]), f"{key} does not end: {raw['status']}"
+        children = [key for kind, key in self.api.objects if kind is Kind.CHILD]
+        for key in children:
+            assert key in jobs and self.training.has_ended(key), f"PyTorchJob {key} is left to run"
         before = len(self.api.writes)
-        for kind, key in list(self.api.objects):
-            if kind is Kind.JOB:
-                leader.run(key, read=True)
-                leader.run(key, read=False)
+        for read in (True, False):
+            for key in jobs:
+                leader.run(key, read=read)
+            for key in [key for kind, key in self.api.objects if kind is Kind.CHILD]:
+                self.api.remove(Kind.CHILD, key, foreground=False)
+            leader.take_all()
         assert len(self.api.writes) == before, "writes though nothing changes"
 
-    def teardown(self) -> None:
-        if hasattr(self, "api") and self.api.objects:
-            self.converges(exit_code=0)
+
+def finish(passing: Coroutine[Any, Any, datetime | None]) -> datetime | None:
+    """Run a pass to its end: over an API server in memory it never waits."""
+    try:
+        passing.send(None)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("a pass waits for something")
 
 
 def is_foreign(child: Raw) -> bool:
@@ -280,5 +311,5 @@ def ends(status: Raw) -> set[str]:
 
 TestControllerModel = ControllerModel.TestCase
 TestControllerModel.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
