@@ -54,7 +54,7 @@ verify: $(SYNCED) ## Check lint, format, types, the direction of imports and the
 	$(BIN)/python -m rectrain.api.generate --check
 
 .PHONY: test
-test: verify test-unit test-worker ## Run everything that a merge has to pass.
+test: verify test-unit test-worker test-cluster ## Run everything that a merge has to pass.
 
 .PHONY: test-unit
 test-unit: $(SYNCED) ## Run the tests that need no processes and no servers.
@@ -63,6 +63,10 @@ test-unit: $(SYNCED) ## Run the tests that need no processes and no servers.
 .PHONY: test-worker
 test-worker: $(SYNCED) ## Run the tests of the worker: torch processes over gloo, object storage in MinIO.
 	$(BIN)/pytest tests/worker $(PYTEST_ARGS)
+
+.PHONY: test-cluster
+test-cluster: $(SYNCED) ## Run the tests against Kubernetes: its API server, and a whole node where the machine can run one.
+	$(BIN)/pytest tests/cluster $(PYTEST_ARGS)
 
 .PHONY: bench
 bench: $(SYNCED) ## Run the benchmarks.

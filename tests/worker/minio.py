@@ -1,12 +1,9 @@
 """A MinIO server for the tests that need object storage: built from source once, started on loopback once a session."""
 
 import os
-import re
 import secrets
-import shutil
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -14,10 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import gotools
 import pytest
 
-MODULE = Path(__file__).parents[2] / "tools" / "minio"
-BINARIES = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rectrain" / "bin"
 START_SECONDS = 60
 
 
@@ -38,39 +34,6 @@ class Bucket:
         return f"s3://{self.name}"
 
 
-def build() -> Path:
-    """Return the server's binary, built from the pinned module if this machine has not done so yet."""
-    version = re.search(r"^\s*(?:require )?github\.com/minio/minio (\S+)", (MODULE / "go.mod").read_text(), re.M)
-    assert version, f"{MODULE}/go.mod does not pin github.com/minio/minio"
-    binary = BINARIES / f"minio-{version[1]}"
-    if not binary.exists():
-        BINARIES.mkdir(parents=True, exist_ok=True)
-        temporary = binary.with_name(f".{binary.name}-{os.getpid()}")
-        subprocess.run(
-            [go(), "build", "-trimpath", "-o", temporary, "github.com/minio/minio"],
-            cwd=MODULE,
-            env={**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly"},
-            check=True,
-        )
-        temporary.replace(binary)
-    return binary
-
-
-def go() -> str:
-    """Return a Go new enough for the module: the machine's, or the one in the development dependencies."""
-    needed = re.search(r"^go (\d+)\.(\d+)", (MODULE / "go.mod").read_text(), re.M)
-    assert needed
-    for candidate in (shutil.which("go"), str(Path(sys.executable).parent / "go")):
-        if candidate and Path(candidate).exists():
-            said = subprocess.run(
-                [candidate, "version"], capture_output=True, text=True, env={**os.environ, "GOTOOLCHAIN": "local"}
-            ).stdout
-            found = re.search(r"go(\d+)\.(\d+)", said)
-            if found and (int(found[1]), int(found[2])) >= (int(needed[1]), int(needed[2])):
-                return candidate
-    raise RuntimeError(f"no Go of at least {needed[1]}.{needed[2]}; install the development dependencies")
-
-
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -89,7 +52,13 @@ def start(folder: Path) -> tuple[subprocess.Popen[bytes], MinIO]:
     }
     log = (folder / "minio.log").open("wb")
     process = subprocess.Popen(
-        [build(), "server", folder / "data", "--address", server.endpoint_url.removeprefix("http://")],
+        [
+            gotools.build("minio")["minio"],
+            "server",
+            folder / "data",
+            "--address",
+            server.endpoint_url.removeprefix("http://"),
+        ],
         env=environment,
         stdout=log,
         stderr=subprocess.STDOUT,
@@ -127,7 +96,3 @@ def bucket(minio: MinIO, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     name = f"test-{secrets.token_hex(6)}"
     boto3.session.Session().client("s3", endpoint_url=minio.endpoint_url).create_bucket(Bucket=name)
     return Bucket(name, minio.endpoint_url)
-
-
-if __name__ == "__main__":
-    print(build())
