@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from harness import api_server as servers
@@ -16,3 +17,11 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
 def api_server(control_plane: ControlPlane) -> ApiServer:
     """An API server on loopback with the PyTorchJob type and nothing that runs pods."""
     return control_plane.api
+
+
+@pytest.fixture(scope="session")
+def job_type(api_server: ApiServer) -> None:
+    """The API server knows RecTrainingJobs, by the generated CustomResourceDefinition."""
+    definition = Path(__file__).parents[2] / "charts" / "rectrain" / "files" / "rectrainingjobs.rectrain.io.yaml"
+    api_server.kubectl("apply", "--server-side", "-f", definition)
+    api_server.kubectl("wait", "--for=condition=Established", "crd/rectrainingjobs.rectrain.io", "--timeout=30s")

@@ -101,7 +101,7 @@ def test_missing_parts_are_all_named() -> None:
 
 
 def test_long_values_are_cut() -> None:
-    (line,) = errors_of(f"metadata.name={'a' * 500}")
+    (line,) = errors_of(f"evaluation.maskTrainItems={'a' * 500}")
     assert line.endswith("aaa...)")
     assert len(line) < 160
 

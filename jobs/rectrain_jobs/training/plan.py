@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from rich.table import Table
 from torch import nn
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
@@ -21,6 +22,7 @@ from torchrec.distributed.types import ShardingPlan
 
 from rectrain.api.errors import UserError
 from rectrain.api.job import RecTrainingJobSpec
+from rectrain.api.models import ModelType
 from rectrain.api.quantities import format_bytes, parse_bytes
 from rectrain.api.tables import EmbeddingTable, embedding_tables, largest_tables, state_bytes_per_row, table_bytes
 from rectrain.api.training import ComputeKernel, ShardingType
@@ -197,6 +199,11 @@ def imagined_topology(spec: RecTrainingJobSpec, *, devices: int, nodes: int, hbm
     )
 
 
+def sharders() -> list[Any]:
+    """Return torchrec's sharders of the embedding modules that models have: pooled, and a vector for each id."""
+    return [EmbeddingBagCollectionSharder(), EmbeddingCollectionSharder()]
+
+
 def make_plan(
     model: nn.Module, spec: RecTrainingJobSpec, topology: Topology, group: dist.ProcessGroup | None = None
 ) -> tuple[ShardingPlan, PlanReport]:
@@ -221,9 +228,8 @@ def make_plan(
         constraints=constraints,
         debug=False,
     )
-    sharders = [EmbeddingBagCollectionSharder()]
     try:
-        plan = planner.plan(model, sharders) if group is None else planner.collective_plan(model, sharders, group)
+        plan = planner.plan(model, sharders()) if group is None else planner.collective_plan(model, sharders(), group)
     except PlannerError as error:
         raise UserError(explain_misfit(spec, topology, error)) from None
     return plan, replace(report_plan(plan, spec, topology), memory_of_rank=chosen.memory_of_rank)
@@ -335,11 +341,27 @@ def _constraints(spec: RecTrainingJobSpec, device: str) -> dict[str, ParameterCo
         kernels = default_kernels if constraint is None or constraint.kernels is None else constraint.kernels
         if device == "cpu":
             _check_cpu(table.name, types, kernels)
+            if spec.model.type is ModelType.MIND:
+                types, kernels = _unpooled_on_cpu(table.name, types, kernels)
         constraints[table.name] = ParameterConstraints(
             sharding_types=[_TYPES[t] for t in types],
             compute_kernels=[_KERNELS[k] for k in kernels],
         )
     return constraints
+
+
+def _unpooled_on_cpu(
+    table: str, types: Sequence[ShardingType], kernels: Sequence[ComputeKernel]
+) -> tuple[list[ShardingType], list[ComputeKernel]]:
+    """Leave out what pools a table that is to be looked up id by id: FBGEMM's dense CPU kernel (its issue 4586)."""
+    left: list[ShardingType] = [t for t in types if t is not ShardingType.DATA_PARALLEL]
+    if not left or ComputeKernel.FUSED not in kernels:
+        field, value = ("types", types) if not left else ("kernels", kernels)
+        raise UserError(
+            f"spec.sharding.constraints[{table}].{field}: {', '.join(value)} needs GPUs for a MIND model; on CPU "
+            f"{'TableWise or ColumnWise' if not left else 'Fused'} must be among them"
+        )
+    return left, [ComputeKernel.FUSED]
 
 
 def _check_cpu(table: str, types: Sequence[ShardingType], kernels: Sequence[ComputeKernel]) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from rectrain.api.base import ApiModel, Count, Name
+from rectrain.api.base import ApiModel, Count, Name, Uri
 from rectrain.api.data import SecretRef
 
 
@@ -14,7 +14,7 @@ class MLflow(ApiModel):
 
     enabled: bool = True
     """Whether the run is recorded."""
-    tracking_uri: str | None = None
+    tracking_uri: Uri | None = None
     """MLflow server or store. Default: $MLFLOW_TRACKING_URI, or a sqlite file beside the run's output."""
     experiment: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """Experiment of the run. Default: the job's name."""
@@ -39,7 +39,7 @@ class Tracking(ApiModel):
 class Output(ApiModel):
     """Where a run's results go."""
 
-    uri: Annotated[str, Field(min_length=1, max_length=2048)] | None = None
+    uri: Uri | None = None
     """Folder of the run's state and results: checkpoints (without training.checkpoint.uri), metrics, plan and model
     bundle. A run with the same folder continues from what is there. Default: `rectrain run` has runs/<name>-<digest>;
     on Kubernetes a folder of this job below the operator's output folder."""
@@ -57,7 +57,7 @@ class Index(ApiModel):
 
     type: IndexType
     """Faiss (a folder beside the bundle) or Milvus (a server)."""
-    uri: str
+    uri: Uri
     """Address of the server, or folder of the index."""
     collection: Name | None = None
     """Milvus: name that searches use. Default: the job's name with underscores."""

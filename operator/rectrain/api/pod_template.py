@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rectrain.api.base import Problem
+from rectrain.api.rules import Problem
 
 CONTAINER = "pytorch"
 """Name of the worker's container; the training operator knows it by this name."""

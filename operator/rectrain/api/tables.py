@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from rectrain.api.features import Encoding, Feature, FeatureKind, Pooling, UnknownPolicy
+from rectrain.api.features import Encoding, Feature, FeatureKind, Pooling, Side, UnknownPolicy
 from rectrain.api.job import RecTrainingJobSpec
 from rectrain.api.quantities import format_bytes
 from rectrain.api.training import EmbeddingOptimizerType
@@ -48,6 +48,11 @@ def unknown_policy_of(feature: Feature) -> UnknownPolicy:
     return UnknownPolicy.REFUSE if encoding_of(feature) is Encoding.IDENTITY else UnknownPolicy.OUT_OF_VOCABULARY
 
 
+def embedded_features(spec: RecTrainingJobSpec) -> list[Feature]:
+    """Return the features that look up in an embedding table, in the job's order."""
+    return [f for f in spec.features if f.kind is not FeatureKind.DENSE and f.side is not Side.NONE]
+
+
 def table_of(spec: RecTrainingJobSpec, feature: Feature) -> str:
     """Return the name of the embedding table that a categorical or sequence feature looks up in."""
     owner = categorical_of(spec, feature)
@@ -57,9 +62,8 @@ def table_of(spec: RecTrainingJobSpec, feature: Feature) -> str:
 def embedding_tables(spec: RecTrainingJobSpec) -> list[EmbeddingTable]:
     """Return the embedding tables of a job, in the order of the features that first name them."""
     grouped: dict[str, list[Feature]] = {}
-    for feature in spec.features:
-        if feature.kind is not FeatureKind.DENSE:
-            grouped.setdefault(table_of(spec, feature), []).append(feature)
+    for feature in embedded_features(spec):
+        grouped.setdefault(table_of(spec, feature), []).append(feature)
     return [
         EmbeddingTable(
             name=table,

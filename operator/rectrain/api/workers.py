@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from rectrain.api.base import ApiModel, Problem
+from rectrain.api.base import ApiModel
 from rectrain.api.pod_template import reserved_parts
+from rectrain.api.rules import Problem, Rule
 
 MAX_REPLICAS = 10_000
 """Most pods of a job; with the name of a job it bounds the length of their names."""
@@ -18,15 +19,19 @@ Replicas = Annotated[int, Field(ge=1, le=MAX_REPLICAS)]
 class Elastic(ApiModel):
     """Range of the number of workers."""
 
+    RULES = (
+        Rule(
+            "minReplicas",
+            "must be at most maxReplicas",
+            broken=lambda elastic: elastic.min_replicas > elastic.max_replicas,
+            cel="self.minReplicas <= self.maxReplicas",
+        ),
+    )
+
     min_replicas: Replicas
     """Smallest number of workers that training starts with."""
     max_replicas: Replicas
     """Largest number of workers."""
-
-    def rules(self) -> Iterator[Problem]:
-        """Yield a range that is empty."""
-        if self.min_replicas > self.max_replicas:
-            yield Problem(("minReplicas",), self.min_replicas, f"must be at most maxReplicas, {self.max_replicas}")
 
 
 class PlacementStrategy(StrEnum):
@@ -59,6 +64,19 @@ Amount = Annotated[str | int, BeforeValidator(_check_amount)]
 class Workers(ApiModel):
     """Where the job runs: pods on Kubernetes, processes on one machine."""
 
+    RULES = (
+        Rule(
+            "replicas",
+            "must be between elastic.minReplicas and elastic.maxReplicas",
+            broken=lambda workers: (
+                workers.elastic is not None
+                and not workers.elastic.min_replicas <= workers.replicas <= workers.elastic.max_replicas
+            ),
+            cel="!has(self.elastic) || "
+            "(self.elastic.minReplicas <= self.replicas && self.replicas <= self.elastic.maxReplicas)",
+        ),
+    )
+
     replicas: Replicas = 1
     """Number of pods. `rectrain run` starts one process for each process of each."""
     processes_per_replica: Annotated[int, Field(ge=1, le=1024)] = 1
@@ -76,10 +94,9 @@ class Workers(ApiModel):
     """A PodTemplateSpec that is merged into the pods, by name: its container `pytorch` is merged into the worker's.
     What the job itself says there (command, image, restart policy, ...) cannot be set."""
 
-    def rules(self) -> Iterator[Problem]:
+    def problems(self) -> Iterator[Problem]:
         """Yield a number of replicas outside the elastic range, and reserved parts of the template."""
-        if self.elastic and not self.elastic.min_replicas <= self.replicas <= self.elastic.max_replicas:
-            yield Problem(("replicas",), self.replicas, "must be between elastic.minReplicas and elastic.maxReplicas")
+        yield from super().problems()
         for problem in reserved_parts(self.template or {}):
             yield problem._replace(path=("template", *problem.path))
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from rectrain.api.base import Problem
 from rectrain.api.job import RecTrainingJob
 from rectrain.api.loading import InvalidJobError
 from rectrain.api.pod_template import CONTAINER
+from rectrain.api.rules import Problem
 from rectrain.manifests.config_map import output_uri
 from rectrain.manifests.settings import Settings
 
