@@ -96,7 +96,15 @@ class ControllerModel(RuleBasedStateMachine):
 
     # Users
 
-    @rule(key=keys, chosen=applied)
+    @rule(key=keys, what=st.sampled_from(["suspend", "resume", "resume", "delete", "delete and apply"]), chosen=applied)
+    def use(self, key: Key, what: str, chosen: dict[str, bool]) -> None:
+        if what in ("suspend", "resume"):
+            self.suspend(key, what == "suspend")
+        if what.startswith("delete") and (Kind.JOB, key) in self.api.objects:
+            self.api.remove(Kind.JOB, key, foreground=chosen["source"])
+        if what.endswith("apply"):
+            self.apply(key, chosen)
+
     def apply(self, key: Key, chosen: dict[str, bool]) -> None:
         if (Kind.JOB, key) not in self.api.objects:
             labels = {"kueue.x-k8s.io/queue-name": "q"} if chosen["queue"] else {}
@@ -104,48 +112,42 @@ class ControllerModel(RuleBasedStateMachine):
             policy = {"maxRestarts": MAX_RESTARTS}
             self.api.put(Kind.JOB, document(name=key.name, run_policy=policy, source=source, labels=labels))
 
-    @rule(key=keys, suspended=st.booleans())
     def suspend(self, key: Key, suspended: bool) -> None:
         raw = self.api.objects.get((Kind.JOB, key))
-        if raw is not None:
+        if raw is not None and raw["spec"]["runPolicy"].get("suspend", False) is not suspended:
             spec = {**raw["spec"], "runPolicy": {**raw["spec"]["runPolicy"], "suspend": suspended}}
-            self.api.change(
-                Kind.JOB, key, spec=spec, metadata={**raw["metadata"], "generation": raw["metadata"]["generation"] + 1}
-            )
+            metadata = {**raw["metadata"], "generation": raw["metadata"]["generation"] + 1}
+            self.api.change(Kind.JOB, key, spec=spec, metadata=metadata)
 
-    @rule(key=keys, foreground=st.booleans())
-    def delete_job(self, key: Key, foreground: bool) -> None:
-        if (Kind.JOB, key) in self.api.objects:
-            self.api.remove(Kind.JOB, key, foreground=foreground)
+    # What else can happen
 
-    @rule(key=keys, foreground=st.booleans())
-    def delete_child(self, key: Key, foreground: bool) -> None:
+    @rule(
+        key=keys,
+        side=sides,
+        what=st.sampled_from(["delete child", "orphan", "foreign", "free", "uninstall", "install", "restart"]),
+        foreground=st.booleans(),
+    )
+    def meddle(self, key: Key, side: int, what: str, foreground: bool) -> None:
         child = self.api.objects.get((Kind.CHILD, key))
-        if child is not None and not is_foreign(child):
+        if what == "delete child" and child is not None and not is_foreign(child):
             self.api.remove(Kind.CHILD, key, foreground=foreground)
-
-    @rule(key=keys, orphaned=st.booleans())
-    def take_the_name(self, key: Key, orphaned: bool) -> None:
-        if (Kind.CHILD, key) not in self.api.objects:
+        if what in ("orphan", "foreign") and child is None:
             metadata = {"namespace": key.namespace, "name": key.name, "labels": {"foreign": "yes"}}
-            metadata |= {} if orphaned else {"ownerReferences": [FOREIGN]}
+            metadata |= {"ownerReferences": [FOREIGN]} if what == "foreign" else {}
             self.api.put(Kind.CHILD, {"metadata": metadata, "spec": {"runPolicy": {"suspend": True}}})
+        if what == "free":
+            self.free_the_name(key)
+        if what in ("install", "uninstall"):
+            self.api.missing = {Kind.CHILD} if what == "uninstall" else set()
+        if what == "restart":
+            self.controllers[side].restart()
 
-    @rule(key=keys)
     def free_the_name(self, key: Key) -> None:
         child = self.api.objects.get((Kind.CHILD, key))
         if child is not None and is_foreign(child):
             self.api.remove(Kind.CHILD, key, foreground=False)
 
-    @rule(installed=st.booleans())
-    def install(self, installed: bool) -> None:
-        self.api.missing = set() if installed else {Kind.CHILD}
-
     # The cluster
-
-    @rule()
-    def collect_garbage(self) -> None:
-        self.api.collect_garbage()
 
     @rule(key=keys, admitted=st.sampled_from([True, True, False]))
     def run_cluster(self, key: Key, admitted: bool) -> None:
@@ -165,7 +167,7 @@ class ControllerModel(RuleBasedStateMachine):
     def sync(self, key: Key) -> None:
         self.training.sync(key)
 
-    @rule(key=keys, exit_code=st.sampled_from([0, 0, 1, 1, 2, 143]))
+    @rule(key=keys, exit_code=st.sampled_from([0, 0, 1, 1, 1, 2, 143]))
     def end(self, key: Key, exit_code: int) -> None:
         child = self.api.objects.get((Kind.CHILD, key))
         running = any(p["status"]["phase"] == "Running" for p in self.api.pods(key))
@@ -175,10 +177,10 @@ class ControllerModel(RuleBasedStateMachine):
                 self.failures.setdefault(owner, set()).add(child["metadata"]["uid"])
             self.training.end(key, exit_code)
 
-    @rule(type_=st.sampled_from(["Complete", "Failed"]))
+    @rule(type_=st.sampled_from(["Complete", "Complete", "Failed"]))
     def convert(self, type_: str) -> None:
         for kind, key in list(self.api.objects):
-            if kind is Kind.CONVERSION:
+            if kind is Kind.CONVERSION and not self.api.objects[kind, key].get("status"):
                 self.training.convert(key, type_)
 
     @rule(seconds=st.sampled_from([1, 5, 30, 600]))
@@ -192,7 +194,7 @@ class ControllerModel(RuleBasedStateMachine):
         self.controllers[side].take(kind, twice=twice)
 
     @rule(side=sides, key=keys, read=st.booleans(), faults=faults)
-    def reconcile(self, side: int, key: Key, read: bool, faults: list[Fault | None]) -> None:
+    def pass_over(self, side: int, key: Key, read: bool, faults: list[Fault | None]) -> None:
         self.api.faults.extend(faults)
         self.controllers[side].run(key, read=read)
         self.api.faults.clear()
@@ -206,13 +208,16 @@ class ControllerModel(RuleBasedStateMachine):
         self.controllers[side].work()
         self.api.faults.clear()
 
-    @rule(side=sides)
-    def work_well(self, side: int) -> None:
-        self.work(side, set(), [])
-
-    @rule(side=sides)
-    def restart(self, side: int) -> None:
-        self.controllers[side].restart()
+    @rule(keys=st.sets(keys), exit_code=st.sampled_from([None, 0, 1]))
+    def all_is_well(self, keys: set[Key], exit_code: int | None) -> None:
+        """A while without mishaps: the leader and the cluster do their parts."""
+        for _ in range(2):
+            self.work(0, set(), [])
+            for key in sorted(keys):
+                self.run_cluster(key, True)
+        self.work(0, set(), [])
+        for key in sorted(keys) if exit_code is not None else ():
+            self.end(key, exit_code)
 
     # What has to hold
 
