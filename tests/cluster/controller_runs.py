@@ -1,4 +1,4 @@
-"""The controller as a process beside a test that plays the rest of the cluster: training operator, kubelet, garbage collector."""
+"""The controller as a process, beside a test that plays training operator, kubelet and garbage collector."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from kubernetes import client, config
 
 GROUPS = {"rectrainingjobs": ("rectrain.io", "v1alpha1"), "pytorchjobs": ("kubeflow.org", "v1")}
 ROOT = Path(__file__).parents[2]
-JOB_TYPE = ROOT / "charts/rectrain/files/crds/rectrainingjobs.rectrain.io.yaml"
+JOB_TYPE = ROOT / "charts/rectrain/files/rectrainingjobs.rectrain.io.yaml"
 
 
 @dataclass
@@ -108,7 +108,9 @@ class Place:
                 "runPolicy": run_policy,
             },
         }
-        self.objects.create_namespaced_custom_object(*GROUPS["rectrainingjobs"], self.namespace, "rectrainingjobs", body)
+        self.objects.create_namespaced_custom_object(
+            *GROUPS["rectrainingjobs"], self.namespace, "rectrainingjobs", body
+        )
 
     def change(self, name: str, **run_policy: Any) -> None:
         body = {"spec": {"runPolicy": run_policy}}
