@@ -1,5 +1,6 @@
 """What a worker tells the controller: progress over HTTP, and results or a reason in the termination log."""
 
+import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from training_runs import dlrm_job, succeed
 
 from rectrain.api.status import Progress, Results
 from rectrain.controller import classify
