@@ -31,18 +31,20 @@ def _with_bundle(command: _Command) -> _Command:
     )
 
 
-@click.group()
+_EPILOG = """\b
+Examples:
+  rectrain index publish job.yaml --bundle runs/mind-1a2b3c4d/bundle
+  rectrain index info job.yaml
+  rectrain index rollback job.yaml
+  rectrain index publish job.yaml --bundle out/bundle --set "publish.index={type: Faiss, uri: index}"
+"""
+
+
+@click.group(epilog=_EPILOG)
 def index() -> None:
-    r"""Build, publish and look after the item index that a job names in spec.publish.index.
+    """Build, publish and look after the item index that a job names in spec.publish.index.
 
     A version is built and verified before searches go to it, by one atomic step; the last few are kept to go back to.
-
-    \b
-    Examples:
-      rectrain index publish job.yaml --bundle runs/mind-1a2b3c4d/bundle
-      rectrain index info job.yaml
-      rectrain index rollback job.yaml
-      rectrain index publish job.yaml --bundle out/bundle --set "publish.index={type: Faiss, uri: index}"
     """
 
 
