@@ -41,7 +41,7 @@ REQUIREMENTS := { echo '\# From uv.lock by make generate. pip install --no-deps 
 	--frozen --no-hashes --no-annotate --no-header --no-emit-project --extra cpu; }
 
 .PHONY: generate
-generate: $(SYNCED) | $(UV) ## Write docs/reference from the job's types, and requirements-cpu.txt from uv.lock.
+generate: $(SYNCED) | $(UV) ## Write docs/reference, the CustomResourceDefinition and requirements-cpu.txt.
 	$(BIN)/python -m rectrain.api.generate
 	$(REQUIREMENTS) > requirements-cpu.txt
 

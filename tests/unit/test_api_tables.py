@@ -2,7 +2,14 @@ import pytest
 
 from rectrain.api import parse_job
 from rectrain.api.features import Encoding, Feature, FeatureKind, Pooling, UnknownPolicy
-from rectrain.api.tables import EmbeddingTable, embedding_tables, encoding_of, table_of, unknown_policy_of
+from rectrain.api.tables import (
+    EmbeddingTable,
+    embedded_features,
+    embedding_tables,
+    encoding_of,
+    table_of,
+    unknown_policy_of,
+)
 
 JOB = """
 apiVersion: rectrain.io/v1alpha1
@@ -31,6 +38,12 @@ def test_tables_of_a_job() -> None:
         EmbeddingTable("brands", 7, 16, ("brand", "liked", "seen"), Pooling.MEAN),
         EmbeddingTable("tags", 9, 16, ("tags",), Pooling.MEAN),
     ]
+
+
+def test_a_user_that_is_only_told_apart_has_no_table() -> None:
+    spec = parse_job(JOB, source="job", overrides=["features[user_id].side=None"]).spec
+    assert [table.name for table in embedding_tables(spec)] == ["item_id", "brands", "tags"]
+    assert "user_id" not in [feature.name for feature in embedded_features(spec)]
 
 
 def test_two_rows_more_than_ids() -> None:

@@ -125,3 +125,13 @@ def test_moving_a_batch_keeps_everything():
     assert moved.num_negatives == 1
     for name in ("dense", "valid", "item_ids"):
         assert torch.equal(getattr(moved, name), getattr(batch, name))
+
+
+def test_a_feature_of_no_side_is_not_read():
+    features = [f.model_copy(update={"side": Side.NONE}) if f.name == "user_id" else f for f in RETRIEVAL.features]
+    spec = RETRIEVAL.model_copy(update={"features": features})
+    builder = BatchBuilder(spec)
+    assert builder.columns == ["age", "history", "price", "item_id", "click"]
+    batch = builder.build({name: column for name, column in COLUMNS.items() if name != "user_id"}, ALL_VALID)
+    assert batch.sparse.keys() == ["history", "item_id"]
+    assert BatchBuilder(spec, sides=[Side.USER]).columns == ["age", "history"]

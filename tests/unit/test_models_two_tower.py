@@ -104,9 +104,24 @@ def test_without_layers_the_embeddings_are_summed():
         torch.testing.assert_close(output.item_vectors[row], items)
 
 
+def test_without_an_embedding_of_the_user_a_user_is_the_mean_of_the_history():
+    spec = spec_of([{**USER_ID, "side": "None"}, HISTORY, ITEM_ID], hiddenDims=[], similarity="Dot")
+    model = build_model(spec)
+    (table,) = [bag.weight for bag in model.embeddings.embedding_bags.values()]
+    data, output = columns(), model(batch_of(spec))
+    for row in range(ROWS):
+        history = data["history"][row]
+        mean = table[history[history >= 0]].mean(dim=0) if (history >= 0).any() else torch.zeros(4)
+        torch.testing.assert_close(output.user_vectors[row], mean)
+
+
 @pytest.mark.parametrize(
     "features, message",
     [
+        (
+            [{**USER_ID, "side": "None"}, HISTORY, ITEM_ID, {**BRAND, "embeddingDim": 8}],
+            r"must be 4 as item_id's.*not 8",
+        ),
         ([USER_ID, ITEM_ID, PRICE], r"features\.2\.kind must not be Dense.*price"),
         ([USER_ID, {**ITEM_ID, "embeddingDim": 8}], r"features\.1\.embeddingDim must be 4 as user_id's.*not 8"),
     ],

@@ -1,6 +1,8 @@
 """The launcher in a pod ends as its ranks end, so that a pod's exit code says what happened to the job."""
 
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -67,3 +69,28 @@ def test_passes_on_sigterm_and_waits_for_the_ranks_to_save(tmp_path: Path) -> No
         launcher.kill()
         launcher.wait()
     assert all((tmp_path / str(rank)).exists() for rank in range(2))
+
+
+def test_pods_of_a_pytorchjob_form_one_group(tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    file = script(tmp_path, 'import os\nopen(os.environ["RANK"], "w").write(os.environ["WORLD_SIZE"])')
+    # What the training operator gives to the pods of a master and a worker with two processes each.
+    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "4", "PYTHONUNBUFFERED": "1"}
+    shared |= {"PET_MASTER_ADDR": "localhost", "PET_MASTER_PORT": port, "PET_NPROC_PER_NODE": "2", "PET_NNODES": "2"}
+    pods = [
+        subprocess.Popen(
+            [sys.executable, "-m", "rectrain_jobs.training.torchrun", "--shutdown-timeout=60", file],
+            env={**os.environ, **shared, "RANK": node, "PET_NODE_RANK": node},
+            cwd=tmp_path,
+        )
+        for node in ("0", "1")
+    ]
+    try:
+        assert [pod.wait(timeout=300) for pod in pods] == [0, 0]
+    finally:
+        for pod in pods:
+            pod.kill()
+            pod.wait()
+    assert {rank: (tmp_path / rank).read_text() for rank in "0123"} == dict.fromkeys("0123", "4")

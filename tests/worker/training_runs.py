@@ -36,6 +36,7 @@ def rows_of(rows: int = ROWS, seed: int = 0) -> dict[str, np.ndarray]:
         "history": np.where(rng.random((rows, 4)) < 0.3, -1, (items[:, None] + np.arange(4)) % ITEMS),
         "price": (items / ITEMS).astype(np.float32),
         "age": rng.standard_normal(rows).astype(np.float32),
+        "city": users % 5,
         "label": ((items % 2 == 0) ^ (rng.random(rows) < 0.1)).astype(np.float32),
     }
 
@@ -79,14 +80,16 @@ def two_tower_job(folder: Path, **spec: Any) -> Path:
 
 
 def mind_job(folder: Path, **spec: Any) -> Path:
-    """Likewise a MIND job with a profile; no embedding of the user is learnt."""
+    """Likewise a MIND job with a profile and no embedding of the user; it publishes its items to an index."""
     features = [
         {"name": "user_id", "kind": "Categorical", "side": "None", "cardinality": USERS},
         {"name": "history", "kind": "Sequence", "side": "User", "of": "item_id", "maxLength": 4},
         {"name": "item_id", "kind": "Categorical", "side": "Item", "cardinality": ITEMS},
         {"name": "age", "kind": "Dense", "side": "User"},
+        {"name": "city", "kind": "Categorical", "side": "User", "cardinality": 5},
     ]
     section = {"embeddingDim": 8, "interests": 3, "embeddingDropout": 0.1, "negatives": {"count": 10}}
+    spec = {"publish": {"index": {"type": "Faiss", "uri": "index"}}} | spec
     return _write_job(folder, {"type": "MIND", "mind": section}, features, [], ["recall@5", "ndcg@5"], spec)
 
 

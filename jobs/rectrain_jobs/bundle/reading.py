@@ -30,12 +30,14 @@ class Bundle:
 
     Attributes:
         manifest: What the bundle is.
+        version: Tells this bundle from every other; what is derived from it, such as an item index, carries it.
         spec: The job's model, features and labels.
         features: The feature definitions, as fitted.
         model: The bare model, in evaluation mode.
     """
 
     manifest: Manifest
+    version: str
     spec: RecTrainingJobSpec
     features: FeatureSet
     model: Model
@@ -65,7 +67,8 @@ def load_bundle(uri: str, storage: Storage | None = None, device: torch.device |
         raise UserError(f"{store.uri_of(MANIFEST)}: spec is not valid: {error.errors()[0]['msg']}") from None
     model = build_model(spec, torch.device("cpu"))
     _load_weights(store, _read(store, INDEX, WeightsIndex), model)
-    return Bundle(manifest, spec, FeatureSet.load(store), model.eval().to(device))
+    digest = hashlib.sha256(store.read_bytes(MANIFEST) + store.read_bytes(INDEX)).hexdigest()
+    return Bundle(manifest, digest[:12], spec, FeatureSet.load(store), model.eval().to(device))
 
 
 def _read(store: ObjectStore, key: str, kind: type[_T]) -> _T:

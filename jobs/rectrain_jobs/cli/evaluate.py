@@ -11,6 +11,7 @@ _EPILOG = """\b
 Examples:
   rectrain evaluate examples/amazon-cds/job.yaml --bundle runs/amazon-cds-two-tower-1a2b3c4d/bundle
   rectrain evaluate job.yaml --bundle out/bundle --set evaluation.metrics=[recall@50]
+  rectrain evaluate job.yaml --bundle out/bundle --index
 """
 
 
@@ -18,8 +19,9 @@ Examples:
 @click.argument("job_file", metavar="JOB", type=click.Path())
 @click.option("--bundle", required=True, metavar="URI", help="The model bundle that `rectrain run` left.")
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a field of the job.")
+@click.option("--index", "through_index", is_flag=True, help="Find items through the job's index, not by exact search.")
 @click.option("--json", "as_json", is_flag=True, help="Print the metrics as JSON.")
-def evaluate(job_file: str, bundle: str, overrides: tuple[str, ...], as_json: bool) -> None:
+def evaluate(job_file: str, bundle: str, overrides: tuple[str, ...], through_index: bool, as_json: bool) -> None:
     """Evaluate a model bundle on the validation data of a job, in one process."""
     job = load_job(job_file, overrides)
     if job.spec.data.validation is None or not job.spec.metrics:
@@ -34,6 +36,7 @@ def evaluate(job_file: str, bundle: str, overrides: tuple[str, ...], as_json: bo
     from rectrain_jobs.resolution import resolve_paths, storage_options
     from rectrain_jobs.training.distributed import join_ranks
     from rectrain_jobs.training.progress import metrics_table
+    from rectrain_jobs.training.publish import open_index, searcher_of, served_index
     from rectrain_jobs.training.validation import Validation
 
     configure_logging()
@@ -41,8 +44,12 @@ def evaluate(job_file: str, bundle: str, overrides: tuple[str, ...], as_json: bo
     loaded = load_bundle(bundle, storage_options(job))
     if loaded.spec.model != job.spec.model:
         raise UserError(f"--bundle {bundle}: holds a model of other settings than {job_file}")
+    if through_index and (not job.spec.model.is_retrieval or "mrr" in job.spec.metrics):
+        what = "mrr without a cut-off" if job.spec.model.is_retrieval else f"a {job.spec.model.type} model"
+        raise UserError(f"--index: {what} cannot be measured through an index, which gives the first K items")
+    searcher = searcher_of(served_index(open_index(job)), loaded) if through_index else None
     ranks = join_ranks()
-    metrics = Validation(job, ranks).evaluate(loaded.model.to(ranks.device))
+    metrics = Validation(job, ranks).evaluate(loaded.model.to(ranks.device), searcher)
     if as_json:
         click.echo(json.dumps(metrics))
     else:

@@ -1,7 +1,7 @@
 """Ranking metrics, of given lists and of models that rank the full corpus."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,7 +48,16 @@ class RankingResult:
     relevant_not_in_corpus: int
 
 
-def rank_all_items(chunks: Iterable[UserChunk], corpus: ItemCorpus, metrics: Sequence[MetricName]) -> RankingResult:
+Searcher = Callable[[UserChunk, int], Tensor]
+"""Finds so many items for each user of a chunk without those seen: ids by rank, int64 [users, k], -1 for no item."""
+
+
+def rank_all_items(
+    chunks: Iterable[UserChunk],
+    corpus: ItemCorpus,
+    metrics: Sequence[MetricName],
+    searcher: Searcher | None = None,
+) -> RankingResult:
     """Rank the whole corpus for every user and average the metrics over all ranks' users.
 
     Every rank calls it with its own users: a user given twice counts twice. The sums are float64, and reduced once, so
@@ -59,17 +68,20 @@ def rank_all_items(chunks: Iterable[UserChunk], corpus: ItemCorpus, metrics: Seq
         chunks: This rank's users; may be empty if another rank has some.
         corpus: The items, replicated or sharded.
         metrics: Ranking metrics; `mrr` without a cut-off ranks every item, which costs two more passes.
+        searcher: What finds the items, such as an approximate index. Default: exact search of the corpus.
 
     Returns:
         The metrics, on every rank.
 
     Raises:
         UserError: No rank has a user with a relevant item, a vector is not finite, or an id is out of range.
-        ValueError: There is no metric, or shapes do not fit.
+        ValueError: There is no metric, shapes do not fit, or a metric asks a searcher for the rank of every item.
     """
     if not metrics:
         raise ValueError("give at least one ranking metric")
     _check_family(metrics)
+    if searcher is not None and any(metric.k is None for metric in metrics):
+        raise ValueError("mrr without a cut-off ranks every item, which a searcher does not")
     depth = max((metric.k or 1) for metric in metrics)
     device = corpus.vectors.device
     totals = torch.zeros(len(metrics) + 3, dtype=torch.float64)
@@ -77,7 +89,7 @@ def rank_all_items(chunks: Iterable[UserChunk], corpus: ItemCorpus, metrics: Seq
         first = None
         if any(metric.k is None for metric in metrics):
             first = best_ranks(chunk.vectors, corpus, chunk.relevant, chunk.seen)
-        shown = top_k(chunk.vectors, corpus, depth, chunk.seen).ids
+        shown = searcher(chunk, depth) if searcher else top_k(chunk.vectors, corpus, depth, chunk.seen).ids
         counted = chunk.relevant.offsets.diff() > 0
         totals[:-3] += ranking_metrics(shown, chunk.relevant, metrics, first_ranks=first)[counted].sum(0)
         unknown = ~corpus.contains(chunk.relevant.ids)

@@ -23,6 +23,9 @@ from rectrain_jobs.training.data import open_dataset
 from rectrain_jobs.training.distributed import join_ranks
 from rectrain_jobs.training.output import RunOutput
 from rectrain_jobs.training.progress import ProgressDisplay, metrics_table
+from rectrain_jobs.training.progress_server import progress_server
+from rectrain_jobs.training.publish import publish_bundle
+from rectrain_jobs.training.termination import leave_results
 from rectrain_jobs.training.trainer import DivergedError, StopRequestedError, Trainer
 
 JOB, POINTS = "job.yaml", "points.jsonl"
@@ -50,7 +53,14 @@ def run_worker(job: RecTrainingJob, output_uri: str) -> None:
     if ranks.is_first:
         output.fetch(POINTS)
     points = PointLog(output.local / POINTS)
-    display = ProgressDisplay(ranks.is_first, output.write_progress)
+    server = progress_server() if ranks.is_first else None
+
+    def tell(progress: dict[str, Any]) -> None:
+        output.write_progress(progress)
+        if server is not None:
+            server.update(progress)
+
+    display = ProgressDisplay(ranks.is_first, tell)
     trainer = Trainer(job, ranks, output, points, display)
     lineage = _lineage(job, trainer, uid)
     tracker = _tracker(job, output, points, uid, lineage, trainer) if ranks.is_first else None
@@ -81,20 +91,33 @@ def run_worker(job: RecTrainingJob, output_uri: str) -> None:
         for name in (JOB, POINTS):
             output.keep(name)
         summary = _finish(tracker, output, bundle_uri)
+        # Before the result, with which the run has ended: one that is killed while it publishes does so again.
+        publishes = job.spec.publish.index is not None
+        version = publish_bundle(job, bundle_uri, display.say).name if publishes else None
         output.write_result(
             {
                 "uid": uid,
                 "step": trainer.progress.step,
                 "seconds": round(time.monotonic() - started, 1),
                 "bundle": bundle_uri,
+                "indexVersion": version,
                 "mlflowRunId": summary.run_id if summary is not None else None,
                 "trackingUri": summary.tracking_uri if summary is not None else None,
                 "unsentPoints": summary.unsent_points if summary is not None else 0,
             }
         )
+        leave_results(
+            metrics,
+            mlflow_run_id=summary.run_id if summary is not None else None,
+            checkpoint_uri=trainer.checkpointer.newest_uri(),
+            model_uri=bundle_uri,
+            index_name=version,
+        )
         display.stop()
         _report(display, metrics, output, bundle_uri, summary)
     ranks.barrier()
+    if server is not None:
+        server.close()
     dist.destroy_process_group()
 
 

@@ -318,8 +318,11 @@ class Trainer:
         if self.validation is None:
             return False
         self.display.say(f"evaluating after step {self.progress.step}")
-        self.pipeline.detach()  # the pipeline has taken over the model's forward; it takes it up again by itself
+        self.pipeline.detach()  # the pipeline has taken over the model's forward
         self.progress.metrics = self.validation.evaluate(self.model.module.model)
+        # It would take it up again by itself, but send out the ids of the batch that it has read ahead a second time,
+        # and unpooled lookups then miss how many each rank has sent.
+        self.pipeline.attach(sparse_dist=False)
         self.throughput.restart()
         self.write_point(self.progress.metrics)
         goodness = parse_metric(self.watched).goodness(self.progress.metrics[self.watched])

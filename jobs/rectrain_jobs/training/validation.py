@@ -15,7 +15,7 @@ from rectrain_jobs.data.batch import Batch, BatchBuilder
 from rectrain_jobs.data.mds import MDSDataset, World
 from rectrain_jobs.evaluation.items import ItemCorpus, ItemLists
 from rectrain_jobs.evaluation.pointwise import PointwiseMetrics
-from rectrain_jobs.evaluation.ranking import UserChunk, rank_all_items
+from rectrain_jobs.evaluation.ranking import Searcher, UserChunk, rank_all_items
 from rectrain_jobs.models.ranking import RankingModel
 from rectrain_jobs.models.registry import Model, RetrievalModel
 from rectrain_jobs.training.data import SCAN_ROWS, Columns, RowChecker, item_columns, open_dataset
@@ -39,11 +39,12 @@ class Validation:
         self._ranking = _RankingValidation(job, ranks, ranking) if ranking else None
 
     @torch.no_grad()
-    def evaluate(self, model: Model) -> dict[str, float]:
+    def evaluate(self, model: Model, searcher: Searcher | None = None) -> dict[str, float]:
         """Return the metrics by name, the same on every rank; all ranks call it.
 
         Args:
             model: The bare model inside of DistributedModelParallel.
+            searcher: What finds items for ranking metrics. Default: exact search of all.
 
         Raises:
             UserError: The validation data has no users or rows to evaluate, or the model has diverged.
@@ -58,7 +59,7 @@ class Validation:
                 assert not isinstance(model, RankingModel), (
                     "a rule of the job lets only retrieval models have ranking metrics"
                 )
-                values |= self._ranking.evaluate(model)
+                values |= self._ranking.evaluate(model, searcher)
         finally:
             model.train(was_training)
         return values
@@ -132,9 +133,9 @@ class _RankingValidation:
             self._seen = _lists_of(self.users, train_users[kept], train_items[kept])
         self._items = item_columns(spec, [train, self._dataset])
 
-    def evaluate(self, model: RetrievalModel) -> dict[str, float]:
+    def evaluate(self, model: RetrievalModel, searcher: Searcher | None) -> dict[str, float]:
         corpus = self._corpus(model)
-        return rank_all_items(self._chunks(model), corpus, self._metrics).values
+        return rank_all_items(self._chunks(model), corpus, self._metrics, searcher).values
 
     def _corpus(self, model: RetrievalModel) -> ItemCorpus:
         """Compute the vectors of this rank's share of the items."""

@@ -90,11 +90,11 @@ _NAMES = (
 
 # ---- sequences and tables
 
-_ALWAYS = Condition("true", lambda _: True)
 
-
-def _is_categorical(spec: Spec, name: str) -> bool:
-    return any(f.name == name and f.kind is FeatureKind.CATEGORICAL for f in spec.features)
+def _of_no_categorical(spec: Spec) -> Places:
+    categorical = {feature.name for feature in spec.features if feature.kind is FeatureKind.CATEGORICAL}
+    wrong = (f.of is not None and f.of not in categorical for f in spec.features)
+    return [(place, "of") for place, is_wrong in enumerate(wrong) if is_wrong]
 
 
 def _table_owners(spec: Spec) -> Iterator[tuple[int, Feature]]:
@@ -133,7 +133,7 @@ _TABLES = (
     Rule(
         "features",
         "must name a Categorical feature of this job with `of`",
-        broken=_places(_ALWAYS, "of", lambda spec, f: f.of is not None and not _is_categorical(spec, f.of)),
+        broken=_of_no_categorical,
         cel='sets.contains(self.features.filter(f, f.kind == "Categorical").map(f, f.name), '
         "self.features.filter(f, has(f.of)).map(f, f.of))",
     ),
@@ -390,9 +390,9 @@ _METRICS = (
     ),
     Rule(
         "training.earlyStopping.metric",
-        f"must be one of evaluation.metrics, or without them {', '.join(RETRIEVAL_METRICS)} for a retrieval model, "
-        + "else "
-        + ", ".join(f"{metric} with a {' or '.join(tasks)} label" for metric, tasks in METRICS_OF_TASK.items()),
+        f"must be one of evaluation.metrics, or without them of {', '.join(RETRIEVAL_METRICS)} for a retrieval model, "
+        "and for others, by their labels, of "
+        + ", ".join(f"{metric} ({', '.join(tasks)})" for metric, tasks in METRICS_OF_TASK.items()),
         broken=_watches(default_metrics, ~_HAS_METRICS),
         cel=f"!{_STOPS_EARLY.cel} || {_HAS_METRICS.cel} || {_watched_by_default()}",
     ),

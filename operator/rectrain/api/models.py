@@ -176,6 +176,8 @@ SECTION_OF_TYPE = {
 }
 """The field of a model's settings."""
 
+_ATTRIBUTE_OF_TYPE = {type_: to_snake(field) for type_, field in SECTION_OF_TYPE.items()}
+
 
 class ModelSpec(ApiModel):
     """The model: a type, and the section of that name."""
@@ -214,6 +216,6 @@ class ModelSpec(ApiModel):
     @property
     def section(self) -> "TwoTower | DLRM | DCNv2 | DeepFM | MIND":
         """The section of the named type."""
-        section = getattr(self, to_snake(SECTION_OF_TYPE[self.type]))
+        section = getattr(self, _ATTRIBUTE_OF_TYPE[self.type])
         assert section is not None, "RULES ask for the section of the named type"
         return section  # type: ignore[no-any-return]

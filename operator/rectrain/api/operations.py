@@ -61,6 +61,8 @@ class Index(ApiModel):
     """Address of the server, or folder of the index."""
     collection: Name | None = None
     """Milvus: name that searches use. Default: the job's name with underscores."""
+    keep: Count = 3
+    """Versions of the index that are kept to go back to, the served one among them."""
 
 
 class Publish(ApiModel):

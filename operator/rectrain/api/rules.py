@@ -6,12 +6,13 @@ controller, which reads jobs through these types, finds what it refuses.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from string import Formatter
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
+from pydantic.alias_generators import to_snake
 
 
 class Problem(NamedTuple):
@@ -47,14 +48,13 @@ class Rule:
     broken: Callable[[Any], bool | Places]
     cel: str | None
 
-    def problems(self, checked: BaseModel) -> Iterator[Problem]:
-        """Yield what is wrong with an object."""
+    def problems(self, checked: BaseModel) -> list[Problem]:
+        """Return what is wrong with an object."""
         found = self.broken(checked)
-        places: Places = ((),) if found is True else () if found is False else found
-        for place in places:
-            path = (*self.field.split("."), *place)
-            value = _value_at(checked, path)
-            yield Problem(path, value if _is_telling(value) else None, self._text(checked))
+        if found is False:
+            return []
+        places: Places = ((),) if found is True else found
+        return [self._problem(checked, (*self.field.split("."), *place)) for place in places]
 
     def validation(self) -> dict[str, Any] | None:
         """Return the rule as an entry of x-kubernetes-validations; None when CEL cannot say it."""
@@ -68,6 +68,10 @@ class Rule:
         for text, name, _, _ in parts:
             terms += ([cel_text(text)] if text else []) + ([f"self.{name}"] if name else [])
         return {**entry, "messageExpression": " + ".join(terms)}
+
+    def _problem(self, checked: BaseModel, path: tuple[str | int, ...]) -> Problem:
+        value = _value_at(checked, path)
+        return Problem(path, value if _is_telling(value) else None, self._text(checked))
 
     def _text(self, checked: BaseModel) -> str:
         return "".join(
@@ -105,34 +109,36 @@ class Condition:
 
 def given(field: str) -> Condition:
     """Return the condition that a field without a default is there."""
-    return Condition(f"has(self.{field})", lambda checked: _value_at(checked, (field,)) is not None)
+    name = to_snake(field)
+    return Condition(f"has(self.{field})", lambda checked: getattr(checked, name) is not None)
 
 
 def one_of(field: str, *values: str) -> Condition:
     """Return the condition that a field has one of some values; a field that is not there has none."""
-    wanted = ", ".join(cel_text(value) for value in values)
-    return Condition(
-        f"(has(self.{field}) && self.{field} in [{wanted}])", lambda checked: _value_at(checked, (field,)) in values
-    )
+    name, wanted = to_snake(field), frozenset(values)
+    listed = ", ".join(cel_text(value) for value in values)
+    return Condition(f"(has(self.{field}) && self.{field} in [{listed}])", lambda of: getattr(of, name) in wanted)
 
 
 def required(field: str, when: Condition, message: str) -> Rule:
     """Return the rule that a field has to be there on a condition."""
+    is_there = given(field)
     return Rule(
         field,
         message,
-        broken=lambda checked: when.test(checked) and _value_at(checked, (field,)) is None,
-        cel=f"has(self.{field}) || !{when.cel}",
+        broken=lambda checked: not is_there.test(checked) and when.test(checked),
+        cel=f"{is_there.cel} || !{when.cel}",
     )
 
 
 def forbidden(field: str, unless: Condition, message: str) -> Rule:
     """Return the rule that a field may be there on a condition alone."""
+    is_there = given(field)
     return Rule(
         field,
         message,
-        broken=lambda checked: _value_at(checked, (field,)) is not None and not unless.test(checked),
-        cel=f"!has(self.{field}) || {unless.cel}",
+        broken=lambda checked: is_there.test(checked) and not unless.test(checked),
+        cel=f"!{is_there.cel} || {unless.cel}",
     )
 
 
@@ -150,8 +156,7 @@ def _is_telling(value: Any) -> bool:
 def _value_at(node: Any, path: tuple[str | int, ...]) -> Any:
     for part in path:
         if isinstance(node, BaseModel):
-            fields = type(node).model_fields
-            node = getattr(node, next(name for name, field in fields.items() if part in (name, field.alias)))
+            node = getattr(node, to_snake(str(part)))
         elif isinstance(node, dict | list):
             elements: Any = node
             node = elements[part]

@@ -15,6 +15,7 @@ _SUMMARIES = {
     "data": "Convert raw data to shards and look into them.",
     "plan": "Show how the embedding tables are split over ranks, and whether they fit.",
     "evaluate": "Measure a trained model on the validation data.",
+    "index": "Publish item vectors to an index, and look after its versions.",
 }
 
 

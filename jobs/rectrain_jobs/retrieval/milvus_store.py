@@ -1,0 +1,218 @@
+"""An item index in Milvus: each version is a collection, the served one has the index's name as its alias.
+
+The description of a version is in its collection's properties, and so is whether it is complete. A URI that is no
+http(s) address but a path to a file ``*.db`` is Milvus Lite: the same API in this process.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+from pymilvus import DataType, MilvusClient, MilvusException
+
+from rectrain.api.errors import UserError
+from rectrain_jobs.retrieval.base import EXACT_UP_TO, Hits, Ids, IndexVersion, Vectors, no_hits, plain
+
+_VERSION, _STATE, _COMPLETE = "rectrain.version", "rectrain.state", "complete"
+_HNSW = {"M": 16, "efConstruction": 200}
+_EF = 256
+"""Candidates of an HNSW search: more find more of the exact neighbours."""
+_ROWS_OF_A_REQUEST = 5_000
+TOKEN = "MILVUS_TOKEN"
+"""Environment variable with the credentials, as token or user:password."""
+
+
+class MilvusIndex:
+    """A version, searched on the server."""
+
+    def __init__(self, client: MilvusClient, collection: str, version: IndexVersion) -> None:
+        """Hold the client; the collection is loaded."""
+        self.version = version
+        self._client = client
+        self._collection = collection
+
+    def count(self) -> int:
+        """Return the exact number of items: counted, as the server's statistics lag behind."""
+        with _told(self._collection):
+            found = self._client.query(self._collection, output_fields=["count(*)"], consistency_level="Strong")
+        return int(found[0]["count(*)"])
+
+    def search(self, vectors: Vectors, k: int) -> Hits:
+        """Find for each vector [queries, dim] the k items with the highest inner product."""
+        found = no_hits(len(vectors), k)
+        if not len(vectors):
+            return found
+        parameters = {"ef": max(_EF, k)} if self.version.algorithm == "HNSW" else {}
+        with _told(self._collection):
+            lists = self._client.search(
+                self._collection,
+                plain(vectors).tolist(),
+                anns_field="vector",
+                limit=k,
+                output_fields=["id"],
+                search_params={"metric_type": "IP", "params": parameters},
+            )
+        for row, hits in enumerate(lists):
+            found.ids[row, : len(hits)] = [hit["id"] for hit in hits]
+            found.scores[row, : len(hits)] = [hit["distance"] for hit in hits]
+        return found
+
+
+class MilvusStore:
+    """The versions of an index on a Milvus server, or in a file.
+
+    Args:
+        uri: Address of the server, or path of a file ``*.db``.
+        name: Alias of the served collection; versions are collections ``<name>_v<version>``.
+    """
+
+    def __init__(self, uri: str, name: str) -> None:
+        """Connect.
+
+        Raises:
+            UserError: The server cannot be reached, or the URI is neither an address nor a file ``*.db``.
+        """
+        if not uri.startswith(("http://", "https://")) and not uri.endswith(".db"):
+            raise UserError(f"Milvus at {uri}: must be http://host:port, https://host:port or a path that ends in .db")
+        # Errors are told by exceptions; the client would print each with a traceback, too.
+        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+        self.uri = f"Milvus at {uri}, {name}"
+        self._name = name
+        with _told(self.uri):
+            self._client = MilvusClient(uri, token=os.environ.get(TOKEN, ""))
+
+    def close(self) -> None:
+        """End the connection."""
+        self._client.close()
+
+    def versions(self) -> list[IndexVersion]:
+        """Return the complete versions, oldest first."""
+        found = [self._properties(name) for name in self._names()]
+        return [self._version_of(properties) for properties in found if properties.get(_STATE) == _COMPLETE]
+
+    def served(self) -> str | None:
+        """Return the name of the version that searches go to."""
+        with _told(self.uri):
+            for name in self._names():
+                aliases = self._client.list_aliases(self._collection(name))["aliases"]
+                if self._name in aliases:
+                    return name
+        return None
+
+    def build(self, version: IndexVersion, ids: Ids, vectors: Vectors) -> IndexVersion:
+        """Write a version that nobody sees yet: FLAT for few items, HNSW for many."""
+        flat = len(ids) <= EXACT_UP_TO
+        update: dict[str, Any] = {"algorithm": "Flat" if flat else "HNSW", "parameters": {} if flat else _HNSW}
+        version = version.model_copy(update=update)
+        collection = self._collection(version.name)
+        with _told(self.uri):
+            schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
+            schema.add_field("id", DataType.INT64, is_primary=True)
+            schema.add_field("vector", DataType.FLOAT_VECTOR, dim=version.dim)
+            self._client.create_collection(collection, schema=schema, consistency_level="Strong")
+            self._insert(collection, ids, vectors)
+            self._client.flush(collection)
+            index = self._client.prepare_index_params()
+            index.add_index(
+                "vector", index_type=version.algorithm.upper(), metric_type="IP", params=dict(version.parameters)
+            )
+            self._client.create_index(collection, index)
+        return version
+
+    def open(self, version: IndexVersion) -> MilvusIndex:
+        """Load a version on the server."""
+        collection = self._collection(version.name)
+        with _told(self.uri):
+            self._client.load_collection(collection)
+        return MilvusIndex(self._client, collection, version)
+
+    def complete(self, version: IndexVersion) -> None:
+        """Record that a version is whole and verified."""
+        properties = {_VERSION: version.model_dump_json(), _STATE: _COMPLETE}
+        with _told(self.uri):
+            self._client.alter_collection_properties(self._collection(version.name), properties=properties)
+
+    def serve(self, name: str) -> None:
+        """Direct searches to a complete version: the alias is moved in one atomic step."""
+        with _told(self.uri):
+            self._client.load_collection(self._collection(name))
+            if self.served() is None:
+                self._client.create_alias(self._collection(name), self._name)
+            else:
+                self._client.alter_alias(self._collection(name), self._name)
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Remove versions, complete or not."""
+        with _told(self.uri):
+            for name in names:
+                self._client.drop_collection(self._collection(name))
+
+    def unfinished(self) -> list[str]:
+        """Return the names of versions that were begun and are not complete."""
+        return [name for name in self._names() if self._properties(name).get(_STATE) != _COMPLETE]
+
+    def upsert(self, ids: Ids, vectors: Vectors) -> None:
+        """Add items to the served version, or replace their vectors; searches see it at once."""
+        served = self._served_version()
+        if vectors.ndim != 2 or vectors.shape[1] != served.dim:
+            raise UserError(
+                f"vectors of shape {list(vectors.shape)}: must be [n, {served.dim}], as {served.name} has them"
+            )
+        with _told(self.uri):
+            self._client.upsert(self._collection(served.name), _rows(ids, vectors))
+
+    def delete(self, ids: Ids) -> int:
+        """Delete items from the served version; returns how many there were of them."""
+        collection = self._collection(self._served_version().name)
+        with _told(self.uri):
+            wanted = np.unique(ids).tolist()
+            found = self._client.query(collection, ids=wanted, output_fields=["id"], consistency_level="Strong")
+            if found:
+                self._client.delete(collection, ids=[row["id"] for row in found])
+        return len(found)
+
+    def _insert(self, collection: str, ids: Ids, vectors: Vectors) -> None:
+        for first in range(0, len(ids), _ROWS_OF_A_REQUEST):
+            part = slice(first, first + _ROWS_OF_A_REQUEST)
+            self._client.insert(collection, _rows(ids[part], vectors[part]))
+
+    def _served_version(self) -> IndexVersion:
+        name = self.served()
+        if name is None:
+            raise UserError(f"{self.uri}: has no served version yet; publish one first")
+        return self._version_of(self._properties(name))
+
+    def _collection(self, name: str) -> str:
+        return f"{self._name}_v{name}"
+
+    def _names(self) -> list[str]:
+        prefix = self._collection("")
+        with _told(self.uri):
+            return sorted(c.removeprefix(prefix) for c in self._client.list_collections() if c.startswith(prefix))
+
+    def _properties(self, name: str) -> dict[str, Any]:
+        with _told(self.uri):
+            return dict(self._client.describe_collection(self._collection(name)).get("properties") or {})
+
+    def _version_of(self, properties: dict[str, Any]) -> IndexVersion:
+        try:
+            return IndexVersion.model_validate_json(properties.get(_VERSION, ""))
+        except ValidationError as error:
+            raise UserError(f"{self.uri}: a version's properties are damaged: {error.errors()[0]['msg']}") from None
+
+
+def _rows(ids: Ids, vectors: Vectors) -> list[dict[str, Any]]:
+    return [{"id": i, "vector": v} for i, v in zip(ids.tolist(), plain(vectors).tolist(), strict=True)]
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Turn the client's errors into one line."""
+    try:
+        yield
+    except MilvusException as error:
+        raise UserError(f"{what}: {' '.join(str(error.message).split())[:300]}") from None

@@ -1,0 +1,172 @@
+"""Publishing: build a new version, verify it, swap it in, keep the last few, go back."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from rectrain.api.errors import UserError
+from rectrain_jobs.evaluation.items import ItemCorpus
+from rectrain_jobs.evaluation.search import top_k
+from rectrain_jobs.retrieval.base import Ids, IndexStore, IndexVersion, ItemIndex, Vectors
+
+SAMPLED_QUERIES, SAMPLED_K = 200, 50
+"""Searches of a verification, and the neighbours that each is to find."""
+LEAST_RECALL = 0.95
+"""Share of the exact neighbours below which a version is not served."""
+
+
+class Items(NamedTuple):
+    """The items of a model.
+
+    Attributes:
+        ids: int64 [items], distinct.
+        vectors: float32 [items, dim].
+        model_version: Version of the bundle that the vectors are from.
+        job: Name of the job that trained it.
+    """
+
+    ids: Ids
+    vectors: Vectors
+    model_version: str
+    job: str
+
+
+def publish(store: IndexStore, items: Items, *, keep: int, say: Callable[[str], None] = lambda _: None) -> IndexVersion:
+    """Build, verify and serve a version; whatever interrupts it leaves the version served that was.
+
+    Args:
+        store: The index.
+        items: What the version holds.
+        keep: Number of versions that are kept, the new one among them.
+        say: Told what is done.
+
+    Raises:
+        UserError: There are no items, or the verification failed; the version is removed then.
+    """
+    version = build(store, items, say=say)
+    store.serve(version.name)
+    say(f"serving {version.name}")
+    prune(store, keep)
+    return version
+
+
+def build(store: IndexStore, items: Items, *, say: Callable[[str], None] = lambda _: None) -> IndexVersion:
+    """Build and verify a version, and leave it complete but not served.
+
+    Raises:
+        UserError: There are no items, or the verification failed; the version is removed then.
+    """
+    if not len(items.ids):
+        raise UserError(f"{store.uri}: there are no items to publish")
+    if len(np.unique(items.ids)) != len(items.ids):
+        raise UserError(f"{store.uri}: an item id has more than one vector: ids must be distinct")
+    store.remove(store.unfinished())
+    numbers = [int(version.name.split("_")[0]) for version in store.versions()]
+    name = f"{max(numbers, default=0) + 1:06d}_{items.model_version}"
+    wanted = IndexVersion(
+        name=name,
+        model_version=items.model_version,
+        job=items.job,
+        items=len(items.ids),
+        dim=items.vectors.shape[1],
+    )
+    say(f"building {name}: {len(items.ids):,} items of width {wanted.dim}")
+    version = store.build(wanted, items.ids, items.vectors)
+    try:
+        recall = verify(store.open(version), items)
+    except UserError:
+        store.remove([name])
+        raise
+    version = version.model_copy(update={"recall": recall})
+    store.complete(version)
+    say(f"verified {name}: {version.algorithm}, {recall:.4f} of the exact neighbours found")
+    return version
+
+
+def verify(index: ItemIndex, items: Items) -> float:
+    """Check an index against the items that it should hold; returns the recall of sampled searches.
+
+    Raises:
+        UserError: It is of another model, has another number of items, or finds too few of the exact neighbours.
+    """
+    version = index.version
+    if version.model_version != items.model_version:
+        raise UserError(
+            f"index version {version.name} is of model {version.model_version}, the bundle is {items.model_version}: "
+            "publish the bundle's items"
+        )
+    count = index.count()
+    if count != len(items.ids):
+        raise UserError(f"index version {version.name} has {count:,} items; must have the model's {len(items.ids):,}")
+    recall = sampled_recall(index, items)
+    if recall < LEAST_RECALL:
+        raise UserError(
+            f"index version {version.name} finds {recall:.4f} of the exact neighbours; must be {LEAST_RECALL} or more"
+        )
+    return recall
+
+
+def sampled_recall(index: ItemIndex, items: Items) -> float:
+    """Return the share of the exact SAMPLED_K neighbours of SAMPLED_QUERIES items that the index finds.
+
+    Neighbours as close as the last of the exact ones count as exact, as equal vectors may come in any order; one whose
+    score is not that of its vector does not count.
+    """
+    rng = np.random.default_rng(1)
+    chosen = rng.choice(len(items.ids), min(SAMPLED_QUERIES, len(items.ids)), replace=False)
+    queries, k = items.vectors[chosen], min(SAMPLED_K, len(items.ids))
+    exact = top_k(torch.from_numpy(queries), ItemCorpus.replicated(items.vectors, items.ids), k).scores.numpy()
+    found = index.search(queries, k)
+    order = np.argsort(items.ids)
+    rows = order[np.searchsorted(items.ids[order], found.ids).clip(max=len(order) - 1)]
+    scores = np.einsum("qd,qkd->qk", queries, items.vectors[rows])
+    slack = 1e-4 * np.abs(exact[:, :1])
+    is_right = (items.ids[rows] == found.ids) & (np.abs(scores - found.scores) <= slack)
+    return float(np.mean(is_right & (scores >= exact[:, -1:] - slack)))
+
+
+def rollback(store: IndexStore, to: str | None = None) -> IndexVersion:
+    """Serve an older version again.
+
+    Args:
+        store: The index.
+        to: Name of the version. Default: the newest that is older than the served one.
+
+    Raises:
+        UserError: There is no such version.
+    """
+    versions = {version.name: version for version in store.versions()}
+    served = store.served()
+    if to is None:
+        older = [name for name in versions if served is not None and name < served]
+        if not older:
+            raise UserError(
+                f"{store.uri}: has no version older than {served}; there are: {', '.join(versions) or 'none'}"
+            )
+        to = max(older)
+    if to not in versions:
+        raise UserError(f"{store.uri}: has no version {to}; there are: {', '.join(versions) or 'none'}")
+    store.serve(to)
+    return versions[to]
+
+
+def prune(store: IndexStore, keep: int) -> None:
+    """Remove all but the newest versions; the served one stays, whatever its age."""
+    names, served = [version.name for version in store.versions()], store.served()
+    store.remove([name for name in names[: max(0, len(names) - keep)] if name != served])
+
+
+def drop(store: IndexStore, name: str) -> None:
+    """Remove a version that is not served.
+
+    Raises:
+        UserError: It is served, or there is none of that name.
+    """
+    if name == store.served():
+        raise UserError(f"{store.uri}: version {name} is served; roll back or publish another first")
+    names = [version.name for version in store.versions()]
+    if name not in names and name not in store.unfinished():
+        raise UserError(f"{store.uri}: has no version {name}; there are: {', '.join(names) or 'none'}")
+    store.remove([name])

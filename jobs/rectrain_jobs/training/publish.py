@@ -1,0 +1,129 @@
+"""From a model bundle to its item index, and evaluation through it."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from rectrain.api.errors import UserError
+from rectrain.api.features import Side
+from rectrain.api.job import RecTrainingJob
+from rectrain.api.operations import Index, IndexType
+from rectrain_jobs.bundle import Bundle, load_bundle
+from rectrain_jobs.data.batch import BatchBuilder
+from rectrain_jobs.evaluation.ranking import Searcher, UserChunk
+from rectrain_jobs.models.ranking import RankingModel
+from rectrain_jobs.resolution import storage_options
+from rectrain_jobs.retrieval.base import IndexStore, IndexVersion, ItemIndex
+from rectrain_jobs.retrieval.merging import retrieve_all
+from rectrain_jobs.retrieval.publishing import Items, publish
+from rectrain_jobs.storage import open_store
+from rectrain_jobs.training.data import RowChecker, item_columns, open_dataset
+
+_ROWS = 1 << 14
+
+
+def open_index(job: RecTrainingJob) -> IndexStore:
+    """Open the index that a job with absolute URIs names.
+
+    Raises:
+        UserError: It names none, its backend is not installed, or it cannot be reached.
+    """
+    index = index_of(job)
+    try:
+        if index.type is IndexType.FAISS:
+            from rectrain_jobs.retrieval.faiss_store import FaissStore
+
+            return FaissStore(open_store(index.uri, storage_options(job)))
+        from rectrain_jobs.retrieval.milvus_store import MilvusStore
+
+        return MilvusStore(index.uri, index.collection or job.metadata.name.replace("-", "_"))
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"spec.publish.index.type: {index.type} needs {error.name}; install rectrain[serving] beside it"
+        ) from None
+
+
+def index_of(job: RecTrainingJob) -> Index:
+    """Return what the job says of its index.
+
+    Raises:
+        UserError: It says nothing.
+    """
+    if job.spec.publish.index is None:
+        raise UserError("spec.publish.index: is required: where the item vectors go, such as {type: Faiss, uri: index}")
+    return job.spec.publish.index
+
+
+def items_of(bundle: Bundle, job: RecTrainingJob) -> Items:
+    """Compute the vectors of all items of a bundle.
+
+    Where items are more than their ids, or ids come from a vocabulary, they are those of the job's data; see
+    `item_columns`. Memory: the bundle's tables and the vectors.
+
+    Raises:
+        UserError: The bundle holds no retrieval model, or the data cannot be read.
+    """
+    spec, model = bundle.spec, bundle.model
+    if isinstance(model, RankingModel):
+        raise UserError(f"a bundle of {spec.model.type} has no item vectors; a retrieval model has")
+    builder = BatchBuilder(spec, sides=[Side.ITEM])
+    shards = [job.spec.data.train, job.spec.data.validation]
+    datasets = [open_dataset(job, part.uri, builder.columns) for part in shards if part is not None]
+    columns = item_columns(spec, datasets)
+    ids = columns[spec.model.item_id]
+    RowChecker(spec, datasets[0]).check(columns, np.arange(len(ids)))
+    parts = []
+    with torch.no_grad():
+        for first in range(0, len(ids), _ROWS):
+            part = {name: column[first : first + _ROWS] for name, column in columns.items()}
+            valid = np.ones(len(part[spec.model.item_id]), bool)
+            parts.append(model.item_vectors(builder.build(part, valid)).float().numpy())
+    return Items(ids.astype(np.int64), np.concatenate(parts), bundle.version, bundle.manifest.name)
+
+
+def served_index(store: IndexStore) -> ItemIndex:
+    """Open the version of an index that searches go to.
+
+    Raises:
+        UserError: There is none yet.
+    """
+    name = store.served()
+    for version in store.versions():
+        if version.name == name:
+            return store.open(version)
+    raise UserError(f"{store.uri}: has no served version yet; publish one first")
+
+
+def searcher_of(index: ItemIndex, bundle: Bundle) -> Searcher:
+    """Return what finds items for an evaluation through an index.
+
+    Raises:
+        UserError: The index is of another model.
+    """
+    if index.version.model_version != bundle.version:
+        raise UserError(
+            f"index version {index.version.name} is of model {index.version.model_version}, the bundle is "
+            f"{bundle.version}: publish the bundle's items"
+        )
+
+    def search(chunk: UserChunk, k: int) -> torch.Tensor:
+        vectors = torch.as_tensor(chunk.vectors).float().cpu().numpy()
+        seen = None
+        if chunk.seen is not None:
+            ids, offsets = chunk.seen.ids.tolist(), chunk.seen.offsets.tolist()
+            seen = [ids[first:last] for first, last in pairwise(offsets)]
+        return torch.from_numpy(retrieve_all(index, vectors, k, seen))
+
+    return search
+
+
+def publish_bundle(job: RecTrainingJob, bundle_uri: str, say: Callable[[str], None]) -> IndexVersion:
+    """Publish the items of a bundle to the index that its job names.
+
+    Raises:
+        UserError: The bundle or the index cannot be read or reached, or the new version did not pass verification.
+    """
+    bundle = load_bundle(bundle_uri, storage_options(job))
+    return publish(open_index(job), items_of(bundle, job), keep=index_of(job).keep, say=say)

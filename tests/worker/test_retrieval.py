@@ -1,0 +1,246 @@
+"""The item index in FAISS and in Milvus (Lite: the same client and API, in this process)."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from index_stores import DIM, KINDS, items_of, open_store, publish_until_killed
+
+from rectrain.api.errors import UserError
+from rectrain_jobs.retrieval import faiss_store
+from rectrain_jobs.retrieval.base import Hits
+from rectrain_jobs.retrieval.faiss_store import FaissStore
+from rectrain_jobs.retrieval.merging import merge, retrieve
+from rectrain_jobs.retrieval.milvus_store import MilvusStore
+from rectrain_jobs.retrieval.publishing import build, drop, prune, publish, rollback, sampled_recall, verify
+from rectrain_jobs.storage import open_store as open_folder
+
+
+@pytest.fixture(params=KINDS)
+def store(request, tmp_path):
+    with open_store(request.param, tmp_path) as opened:
+        yield opened
+
+
+def served_index(store):
+    return store.open(next(version for version in store.versions() if version.name == store.served()))
+
+
+def exact(items, queries, k):
+    scores = queries @ items.vectors.T
+    order = np.argsort(-scores, axis=1)[:, :k]
+    return items.ids[order], np.take_along_axis(scores, order, axis=1)
+
+
+def test_what_is_published_is_found(store):
+    items, queries = items_of("a"), items_of("queries", 5).vectors
+    assert store.served() is None and store.versions() == []
+    version = publish(store, items, keep=2)
+    assert store.served() == version.name == "000001_a"
+    assert [v.model_dump() for v in store.versions()] == [version.model_dump()]
+    assert (version.model_version, version.items, version.dim, version.recall) == ("a", 60, DIM, 1.0)
+    index = served_index(store)
+    assert index.count() == 60
+    ids, scores = exact(items, queries, 7)
+    found = index.search(queries, 7)
+    np.testing.assert_array_equal(found.ids, ids)
+    np.testing.assert_allclose(found.scores, scores, rtol=1e-5)
+    beyond = index.search(queries[:1], 70)
+    assert (beyond.ids[0, :60] >= 0).all() and (beyond.ids[0, 60:] == -1).all()
+    assert np.isneginf(beyond.scores[0, 60:]).all()
+    assert index.search(queries[:0], 7).ids.shape == (0, 7)
+
+
+def test_versions_are_kept_rolled_back_and_dropped(store):
+    for model in "abcd":
+        publish(store, items_of(model), keep=3)
+    names = ["000002_b", "000003_c", "000004_d"]
+    assert [v.name for v in store.versions()] == names and store.served() == names[2]
+    assert rollback(store).name == store.served() == names[1]
+    assert served_index(store).version.model_version == "c"
+    assert rollback(store, names[0]).name == store.served() == names[0]
+    for wrong, message in ((None, "has no version older than 000002_b"), ("000001_a", "has no version 000001_a")):
+        with pytest.raises(UserError, match=message):
+            rollback(store, wrong)
+    with pytest.raises(UserError, match="version 000002_b is served"):
+        drop(store, names[0])
+    with pytest.raises(UserError, match="has no version 9; there are: 000002_b"):
+        drop(store, "9")
+    drop(store, names[2])
+    assert [v.name for v in store.versions()] == names[:2]
+    prune(store, 1)
+    assert [v.name for v in store.versions()] == names[:2], "the served one stays, though it is not the newest"
+    assert publish(store, items_of("e"), keep=1).name == "000004_e"
+    assert [v.name for v in store.versions()] == ["000004_e"]
+
+
+def test_a_version_may_be_built_and_served_later(store):
+    publish(store, items_of("a"), keep=2)
+    version = build(store, items_of("b"))
+    assert store.served() == "000001_a" and version.recall == 1.0
+    store.serve(version.name)
+    assert served_index(store).version.model_version == "b"
+
+
+def test_single_items_are_added_replaced_and_deleted(store):
+    items = items_of("a")
+    for change in (lambda: store.upsert(items.ids, items.vectors), lambda: store.delete(items.ids)):
+        with pytest.raises(UserError, match="has no served version yet"):
+            change()
+    publish(store, items, keep=1)
+    far = np.zeros((2, DIM), np.float32)
+    far[:, 0] = 100, 200
+    store.upsert(np.array([3, 1000]), far)
+    assert served_index(store).count() == 61
+    assert served_index(store).search(far[:1], 2).ids.tolist() == [[1000, 3]]
+    assert store.delete(np.array([1000, 3, 3, 5])) == 2
+    assert store.delete(np.array([5])) == 0
+    index = served_index(store)
+    assert index.count() == 59 and index.search(far[:1], 60).ids.max() <= 177
+    with pytest.raises(UserError, match=r"shape \[1, 3\]: must be \[n, 8\]"):
+        store.upsert(np.array([1]), np.ones((1, 3), np.float32))
+
+
+def test_verification_tells_another_model_another_count_and_wrong_vectors(store):
+    items = items_of("a")
+    publish(store, items, keep=1)
+    index = served_index(store)
+    assert verify(index, items) == 1.0
+    with pytest.raises(UserError, match="is of model a, the bundle is b"):
+        verify(index, items_of("b"))
+    with pytest.raises(UserError, match="has 60 items; must have the model's 59"):
+        verify(index, items_of("a", 59))
+    other = items._replace(vectors=items_of("b").vectors)
+    assert sampled_recall(index, other) < 0.2, "an item that is found with another's vector is not found"
+    with pytest.raises(UserError, match=r"of the exact neighbours; must be 0\.95 or more"):
+        verify(index, other)
+
+
+def test_what_cannot_be_published_leaves_everything_as_it_was(store, monkeypatch):
+    publish(store, items_of("a"), keep=2)
+    wrong = items_of("b")
+    with pytest.raises(UserError, match="no items to publish"):
+        publish(store, items_of("b", 0), keep=2)
+    with pytest.raises(UserError, match="more than one vector"):
+        publish(store, wrong._replace(ids=np.zeros(60, np.int64)), keep=2)
+    monkeypatch.setattr("rectrain_jobs.retrieval.publishing.sampled_recall", lambda *_: 0.3)
+    with pytest.raises(UserError, match=r"finds 0\.3000 of the exact neighbours"):
+        publish(store, wrong, keep=2)
+    assert store.served() == "000001_a" and [v.name for v in store.versions()] == ["000001_a"]
+    assert store.unfinished() == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_publishing_that_is_killed_at_any_step_leaves_an_index_that_serves(kind, tmp_path):
+    with open_store(kind, tmp_path) as store:
+        publish(store, items_of("a"), keep=2)
+        publish(store, items_of("b"), keep=2)
+    served, killed_before_swap, step = "b", 0, 0
+    while True:
+        step += 1
+        model = f"m{step}"
+        was_killed = publish_until_killed(kind, tmp_path, model, step)
+        with open_store(kind, tmp_path) as store:
+            index = served_index(store)
+            assert index.version.model_version in ((served, model) if was_killed else (model,))
+            killed_before_swap += index.version.model_version == served
+            served = index.version.model_version
+            items = items_of(served)
+            assert verify(index, items) == 1.0, "whole, and of one model"
+        if not was_killed:
+            break
+    assert killed_before_swap >= 3, "a kill in each of building, completing and swapping"
+    with open_store(kind, tmp_path) as store:
+        publish(store, items_of("z"), keep=2)
+        assert store.unfinished() == [] and len(store.versions()) == 2
+        if kind == "faiss":
+            files = sorted(info.key for info in store._store.list())
+            assert len([key for key in files if key.endswith(".faiss")]) == 2, "nothing is left behind"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: next(f.glob("versions/*/*.faiss")).write_bytes(b"x"), r"\.faiss: is damaged: its SHA-256"),
+        (lambda f: next(f.glob("versions/*/version.json")).write_text("{"), r"version\.json: is damaged"),
+        (lambda f: (f / "served.json").write_text("{}"), r"served\.json: is damaged"),
+        (lambda f: (f / "served.json").write_text(json.dumps({"name": "x"})), "has no version x; there are: 000001_a"),
+    ],
+    ids=["index", "version", "served", "absent"],
+)
+def test_damaged_files_are_named(damage, message, tmp_path):
+    store = FaissStore(open_folder(str(tmp_path)))
+    publish(store, items_of("a"), keep=1)
+    damage(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        store.delete(np.array([0]))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("milvus", r"must be http://host:port.*ends in \.db"),
+        ("http://127.0.0.1:1", "Milvus at http://127.0.0.1:1, items:"),
+    ],
+)
+def test_a_milvus_that_cannot_be_reached_is_one_line(uri, message):
+    with pytest.raises(UserError, match=message) as caught:
+        MilvusStore(uri, "items")
+    assert "\n" not in str(caught.value)
+
+
+def test_many_items_get_inverted_lists_that_find_what_they_should(monkeypatch, tmp_path):
+    monkeypatch.setattr(faiss_store, "EXACT_UP_TO", 3999)
+    store, items = FaissStore(open_folder(str(tmp_path))), items_of("a", 4000)
+    version = publish(store, items, keep=1)
+    assert version.algorithm == "IVF" and version.parameters["nlist"] == 252
+    assert 0.95 <= version.recall <= 1 and version.parameters["nprobe"] < 252
+    index = served_index(store)
+    assert index.search(items.vectors[:1], 3).ids.shape == (1, 3)
+    far = np.full((1, DIM), 50, np.float32)
+    store.upsert(np.array([9]), far)
+    assert store.delete(np.array([3])) == 1
+    assert served_index(store).search(far, 1).ids.tolist() == [[9]]
+    assert served_index(store).count() == 3999
+
+
+@st.composite
+def lists(draw):
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    vectors, k, found = draw(st.integers(1, 5)), draw(st.integers(1, 8)), draw(st.integers(1, 12))
+    ids = np.stack([rng.permutation(15)[:found] for _ in range(vectors)])
+    scores = -np.sort(-rng.integers(0, 6, (vectors, found)), axis=1).astype(np.float32)
+    missing = np.arange(found) >= rng.integers(0, found + 1, (vectors, 1))
+    excluded = rng.permutation(15)[: draw(st.integers(0, 4))].tolist()
+    return Hits(np.where(missing, -1, ids), np.where(missing, -np.inf, scores).astype(np.float32)), k, excluded
+
+
+@given(lists())
+@settings(deadline=None)
+def test_merged_lists_have_each_item_once_with_its_highest_score(drawn):
+    hits, k, excluded = drawn
+    best = {}
+    for item, score in zip(hits.ids.ravel().tolist(), hits.scores.ravel().tolist(), strict=True):
+        if item >= 0 and item not in excluded:
+            best[item] = max(score, best.get(item, -np.inf))
+    ids, scores = merge(hits, k, excluded)
+    assert scores.tolist() == sorted(best.values(), reverse=True)[:k]
+    assert len(set(ids.tolist())) == len(ids)
+    assert [best[item] for item in ids.tolist()] == scores.tolist()
+
+
+def test_a_user_s_several_vectors_find_the_best_items_of_all(store):
+    items = items_of("a")
+    publish(store, items, keep=1)
+    interests = items_of("user", 3).vectors
+    scores = (items.vectors @ interests.T).max(axis=1)
+    wanted = items.ids[np.argsort(-scores)]
+    seen = wanted[:2].tolist()
+    ids, found = retrieve(served_index(store), interests, 5, excluded=seen)
+    assert ids.tolist() == wanted[2:7].tolist()
+    np.testing.assert_allclose(found, np.sort(scores)[::-1][2:7], rtol=1e-5)
+    alone, _ = retrieve(served_index(store), interests[0], 5)
+    assert alone.tolist() == items.ids[np.argsort(-(items.vectors @ interests[0]))][:5].tolist()
