@@ -1,0 +1,157 @@
+"""Measure the controller with many jobs on a real etcd and kube-apiserver on this machine.
+
+Run `python benchmarks/control_plane.py`; `--json` prints one JSON object on the last line. The jobs are applied before
+the controller is started, so that what is measured is how fast it brings them about: each takes a ConfigMap, a
+PyTorchJob, a status and an event. There is no training operator; the benchmark plays it, by patching the status of
+PyTorchJobs one after the other, and sees by a watch when the job says so. All runs beside each other on the same cores.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "tests/cluster"), str(ROOT / "tools")]
+
+from controller_runs import JOB_TYPE, Controller, Place  # noqa: E402
+from harness import api_server as servers  # noqa: E402
+from harness.api_server import served  # noqa: E402
+from harness.waiting import wait_until  # noqa: E402
+from kubernetes import client, config, watch  # noqa: E402
+
+NAMESPACE = "benchmark"
+WRITES = ("POST", "PATCH", "PUT", "DELETE")
+
+
+def main() -> None:
+    """Run and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=1000, help="number of jobs")
+    parser.add_argument("--changes", type=int, default=200, help="number of PyTorchJobs whose status is changed")
+    parser.add_argument("--quiet-seconds", type=float, default=60.0, help="how long to watch that nothing happens")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="rectrain-bench-") as folder, servers.running(Path(folder)) as plane:
+        plane.api.kubectl("apply", "--server-side", "-f", JOB_TYPE)
+        wait_until("the type", lambda: served(plane.api, "rectrainingjobs.rectrain.io"), 60)
+        plane.api.kubectl("create", "namespace", NAMESPACE)
+        place = Place(plane.api, NAMESPACE, Path(folder))
+        names = [f"job-{number:05d}" for number in range(arguments.jobs)]
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(place.apply, names))
+        print(f"{len(names)} jobs are applied; the controller starts", flush=True)
+        controller = place.controller("--log-level", "warning")
+        try:
+            report = measure(place, controller, names, arguments.changes, arguments.quiet_seconds)
+        finally:
+            controller.kill()
+    for name, value in report.items():
+        print(f"{name:40} {value}")
+    if arguments.json:
+        print(json.dumps(report))
+
+
+def measure(place: Place, controller: Controller, names: list[str], changes: int, quiet: float) -> dict[str, Any]:
+    """Return the figures of one controller's life."""
+    started = time.monotonic()
+    controller.start()
+    report: dict[str, Any] = {"jobs": len(names), "machine": f"{os.cpu_count()} cores, {platform.machine()}"}
+    report["load average before"] = round(os.getloadavg()[0], 1)
+    report["seconds to healthy"] = round(time.monotonic() - started, 2)
+    report["PyTorchJobs created per second"] = round(creation_rate(controller, len(names)), 1)
+    wait_until("all statuses", lambda: writes(controller) >= 4 * len(names), 600)
+    report["API calls per job"] = round(controller.metric("rectrain_controller_api_requests_total") / len(names), 2)
+    report["RSS after creation, MB"] = memory(controller, "VmRSS")
+    before, cpu = writes(controller), cpu_seconds(controller)
+    time.sleep(quiet)  # the figure is what happens in this time
+    report["API writes at steady state"] = int(writes(controller) - before)
+    report["CPU at steady state, %"] = round(100 * (cpu_seconds(controller) - cpu) / quiet, 2)
+    seconds = sorted(latencies(place, names[:changes]))
+    report["status change visible, p50 ms"] = round(1000 * statistics.median(seconds), 1)
+    report["status change visible, p99 ms"] = round(1000 * seconds[int(0.99 * (len(seconds) - 1))], 1)
+    report["RSS at most, MB"] = memory(controller, "VmHWM")
+    return report
+
+
+def creation_rate(controller: Controller, number: int) -> float:
+    """Return PyTorchJobs a second, from the first that is seen to the last."""
+    created = 'rectrain_controller_actions_total{action="CreateChild"}'
+    first: tuple[float, float] | None = None
+    deadline = time.monotonic() + 900
+    while time.monotonic() < deadline:
+        count, now = controller.metric(created), time.monotonic()
+        if count and first is None:
+            first = (count, now)
+        if first is not None and count >= number:
+            return (count - first[0]) / (now - first[1])
+        time.sleep(0.1)
+    raise TimeoutError(f"{number} PyTorchJobs were not created in 900 s")
+
+
+def latencies(place: Place, names: list[str]) -> list[float]:
+    """Return for each job the seconds from the change of its PyTorchJob's status to the job's own."""
+    seen: dict[str, float] = {}
+    listening = threading.Event()
+
+    def listen() -> None:
+        api = client.CustomObjectsApi(config.new_client_from_config(str(place.server.kubeconfig)))
+        where = ("rectrain.io", "v1alpha1", place.namespace, "rectrainingjobs")
+        version = api.list_namespaced_custom_object(*where)["metadata"]["resourceVersion"]
+        listening.set()
+        for event in watch.Watch().stream(
+            api.list_namespaced_custom_object, *where, resource_version=version, timeout_seconds=300
+        ):
+            job = event["object"]
+            if job.get("status", {}).get("state") == "Running":
+                seen.setdefault(job["metadata"]["name"], time.monotonic())
+            if len(seen) == len(names):
+                return
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    listening.wait(60)
+    sent = {}
+    for name in names:
+        place.set_child(name, "Running")
+        sent[name] = time.monotonic()
+    listener.join(300)
+    return [max(seen[name] - sent[name], 0.0) for name in names]
+
+
+def writes(controller: Controller) -> float:
+    """Return the number of calls of the controller that write."""
+    lines = controller.fetch("/metrics").splitlines()
+    counts = [line for line in lines if line.startswith("rectrain_controller_api_requests_total{")]
+    return sum(float(line.rpartition(" ")[2]) for line in counts if any(f'verb="{verb}"' in line for verb in WRITES))
+
+
+def memory(controller: Controller, field: str) -> int:
+    """Return a figure of /proc/PID/status, in MB."""
+    text = Path(f"/proc/{pid(controller)}/status").read_text()
+    line = next(line for line in text.splitlines() if line.startswith(field))
+    return round(int(line.split()[1]) / 1024)
+
+
+def cpu_seconds(controller: Controller) -> float:
+    """Return the CPU time that the controller has taken."""
+    fields = Path(f"/proc/{pid(controller)}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def pid(controller: Controller) -> int:
+    """Return the controller's process."""
+    assert controller.service.process is not None
+    return controller.service.process.pid
+
+
+if __name__ == "__main__":
+    main()
