@@ -1,5 +1,7 @@
 """The cluster of the tests is one: its node runs pods that find each other, under the real training-operator."""
 
+import json
+
 import pytest
 from harness.cluster import Cluster
 
@@ -29,7 +31,9 @@ SPEC = """{
     name: pytorch, image: "rectrain.test/worker:host", command: [python, -c, $(PROGRAM)],
     env: [{name: PROGRAM, value: %s}, {name: OMP_NUM_THREADS, value: "1"}],
     securityContext: {readOnlyRootFilesystem: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}},
+    volumeMounts: [{name: tmp, mountPath: /tmp}],
   }],
+  volumes: [{name: tmp, emptyDir: {}}],
 }"""
 
 
@@ -40,8 +44,6 @@ def started_here(cluster: Cluster) -> None:
 
 
 def test_two_pods_of_a_pytorchjob_form_a_group(cluster: Cluster, namespace: str) -> None:
-    import json
-
     manifest = JOB.format(spec=SPEC % json.dumps(TRAIN))
     cluster.api.kubectl("-n", namespace, "apply", "-f", "-", stdin=manifest)
     cluster.api.kubectl("-n", namespace, "wait", "--for=condition=Succeeded", "pytorchjob/pair", "--timeout=180s")

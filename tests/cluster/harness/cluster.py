@@ -83,14 +83,19 @@ def own_folder() -> Iterator[Path]:
         lock = (folder / "lock").open("w")
         fcntl.flock(lock, fcntl.LOCK_EX)
     with lock:
-        yield folder
-        shutil.rmtree(folder)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder)
 
 
 def host_environment() -> list[dict[str, object]]:
-    """Return the mounts that give a container this machine's programs, this Python, its packages and this checkout."""
+    """Return the mounts that give a container this machine's programs, this Python, its packages and our sources."""
     sources = {"/usr": "/usr", "/bin": "/usr/bin", "/lib": "/usr/lib", "/lib64": "/usr/lib64"}
-    sources |= {str(path): str(path) for path in (sys.base_prefix, sys.prefix, REPOSITORY)}
+    # The interpreter stays where its environment looks for it. The checkout may lie anywhere, also in /tmp, over which
+    # pods have a volume of their own, so it goes elsewhere.
+    sources |= {sys.base_prefix: sys.base_prefix, "/opt/rectrain": sys.prefix}
+    sources |= {f"/opt/source/{folder}": str(REPOSITORY / folder) for folder in ("operator", "jobs")}
     options = ["rbind", "ro", "rprivate", "nosuid", "nodev"]
     return [
         {"destination": inside, "type": "bind", "source": source, "options": options}
@@ -107,6 +112,7 @@ def write_images(folder: Path) -> Iterator[Path]:
         WAITING_IMAGE,
         files={"wait-for-host": binaries["wait-for-host"]},
         entrypoint=["/wait-for-host"],
+        user="1000:1000",  # pods that may not run as root have it in front
     )
     yield images.write(
         folder / "training-operator.tar",
@@ -114,15 +120,26 @@ def write_images(folder: Path) -> Iterator[Path]:
         files={"manager": binaries["training-operator"], "etc/config/initContainer.yaml": INIT_CONTAINER},
         entrypoint=["/manager"],
     )
-    # Empty but for a user: pods that run in the class `host-environment` find this machine's Python in it.
+    # As good as empty: pods that run in the class `host-environment` find this machine's Python in it.
     yield images.write(
         folder / "worker.tar",
         WORKER_IMAGE,
-        files={"etc/passwd": "root:x:0:0::/:/bin/sh\nrectrain:x:1000:1000::/tmp:/bin/sh\n"},
-        environment={"PATH": f"{sys.prefix}/bin:/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
+        files={"entry/torchrun": TORCHRUN},
+        environment={
+            "PATH": "/entry:/opt/rectrain/bin:/usr/bin:/bin",
+            "PYTHONPATH": "/opt/source/operator:/opt/source/jobs",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
         user="1000:1000",
     )
 
+
+# The environment's own names its interpreter by the path that it has outside.
+TORCHRUN = """#!/usr/bin/env python
+from torch.distributed.run import main
+
+main()
+"""
 
 # In the place of the operator's own, which takes an Alpine with a shell: same purpose, resources and name.
 INIT_CONTAINER = f"""
