@@ -37,7 +37,7 @@ train: | $(UV) ## Install what training needs and train the example on Amazon CD
 	$(BIN)/rectrain run examples/amazon-cds/job.yaml $(ARGS)
 
 .PHONY: generate
-generate: $(SYNCED) ## Write docs/reference from the job's types.
+generate: $(SYNCED) ## Write docs/reference and the CustomResourceDefinition from the job's types.
 	$(BIN)/python -m rectrain.api.generate
 
 .PHONY: format

@@ -14,6 +14,7 @@ _PATHS = (
     ("data", "validation", "uri"),
     ("data", "cache", "directory"),
     ("training", "checkpoint", "uri"),
+    ("output", "uri"),
     ("publish", "index", "uri"),
 )
 

@@ -25,6 +25,14 @@ def api_server(control_plane: ControlPlane) -> ApiServer:
 
 
 @pytest.fixture(scope="session")
+def job_type(api_server: ApiServer) -> None:
+    """The API server knows RecTrainingJobs, by the generated CustomResourceDefinition."""
+    definition = Path(__file__).parents[2] / "charts" / "rectrain" / "files" / "rectrainingjobs.rectrain.io.yaml"
+    api_server.kubectl("apply", "--server-side", "-f", definition)
+    api_server.kubectl("wait", "--for=condition=Established", "crd/rectrainingjobs.rectrain.io", "--timeout=30s")
+
+
+@pytest.fixture(scope="session")
 def running_cluster() -> Iterator[Cluster]:
     """The cluster that all tests share: started here, or named by RECTRAIN_TEST_KUBECONFIG."""
     kubeconfig = os.environ.get("RECTRAIN_TEST_KUBECONFIG")

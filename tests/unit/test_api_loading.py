@@ -101,7 +101,7 @@ def test_missing_parts_are_all_named() -> None:
 
 
 def test_long_values_are_cut() -> None:
-    (line,) = errors_of(f"metadata.name={'a' * 500}")
+    (line,) = errors_of(f"evaluation.maskTrainItems={'a' * 500}")
     assert line.endswith("aaa...)")
     assert len(line) < 160
 
@@ -254,8 +254,10 @@ DOCUMENTS = st.builds(
     workers=st.fixed_dictionaries(
         {},
         optional={
-            "replicas": st.integers(1, 2**31 - 1),
-            "template": st.dictionaries(st.text("abe15", min_size=1, max_size=3), YAML_VALUES, max_size=2),
+            "replicas": st.integers(1, 10_000),
+            "template": st.fixed_dictionaries(
+                {"spec": st.dictionaries(st.text("abe15", min_size=1, max_size=3), YAML_VALUES, max_size=2)}
+            ),
         },
     ),
     labels=st.dictionaries(st.text("abe15", min_size=1, max_size=3), st.text("a1e5.-", max_size=5), max_size=2),

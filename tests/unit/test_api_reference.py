@@ -93,7 +93,7 @@ def models_below(root: type[BaseModel]) -> set[type[BaseModel]]:
         ("DenseOptimizer", "learningRate", ("number (> 0)", False, "0.001")),
         ("TwoTower", "embeddingDropout", ("number (≥ 0, < 1)", False, "0.0")),
         ("DataSource", "delimiter", ("string (length 1 to 1)", False, None)),
-        ("DataSource", "columns", ("mapping to string", False, "{}")),
+        ("DataSource", "columns", ("mapping to string (length ≤ 256)", False, "{}")),
         ("RecTrainingJobSpec", "features", ("list of Feature, 1 to 2000 elements", True, None)),
         ("Workers", "resources", ("mapping to mapping to string or integer", False, None)),
         ("Workers", "template", ("mapping", False, None)),

@@ -55,6 +55,18 @@ def job(raw: Path) -> Path:
     return file
 
 
+def test_conversion_if_needed_is_done_once(job: Path) -> None:
+    first = invoke("convert", "--job", job, "--if-needed", "--set", "data.validation=")
+    assert (first.exit_code, first.output.count("train rows")) == (0, 1), first.output
+    again = invoke("convert", "--job", job, "--if-needed", "--set", "data.validation=")
+    assert (again.exit_code, again.stdout) == (0, f"{job.parent}/shards/train: is as the job wants it\n")
+
+
+@pytest.mark.parametrize("others", [["--output", "x"], ["--overwrite"], ["--rows", "5"], ["--label", "a:Binary"]])
+def test_conversion_if_needed_goes_with_a_job_alone(job: Path, others: list[str]) -> None:
+    assert refusal("convert", "--job", job, "--if-needed", *others).startswith("--if-needed: goes with a --job")
+
+
 @pytest.mark.parametrize("command", ["convert", "inspect"])
 def test_help_has_examples(command):
     result = invoke(command, "--help")

@@ -15,6 +15,7 @@ from rectrain_jobs.models.retrieval_losses import (
     bpr_loss,
     in_batch_softmax_loss,
     mixed_log_q,
+    sampled_softmax_loss,
 )
 
 WIDTH = 3
@@ -170,3 +171,36 @@ def test_alone_the_candidates_are_the_batch():
     candidates = gather_candidates(vectors, ids, across_ranks=True)
     assert candidates.vectors is vectors
     assert candidates.offset == 0
+
+
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=6),
+    st.lists(st.integers(0, 5), min_size=1, max_size=5),
+    st.integers(0, 99),
+)
+@settings(deadline=None)
+def test_sampled_softmax_is_that_of_the_definition(own, drawn, seed):
+    generator = torch.Generator().manual_seed(seed)
+    users, items, negatives = (
+        torch.randn(n, WIDTH, generator=generator, dtype=torch.float64, requires_grad=True)
+        for n in (len(own), len(own), len(drawn))
+    )
+    log_q = -5 * torch.rand(len(own) + len(drawn), generator=generator, dtype=torch.float64)
+    positive = torch.rand(len(own), generator=generator) < 0.7
+    losses = []
+    for row in range(len(own)):
+        columns = [j for j, item in enumerate(drawn) if item != own[row]]
+        scores = [users[row] @ items[row] - log_q[row]]
+        scores += [users[row] @ negatives[j] - log_q[len(own) + j] for j in columns]
+        if positive[row]:
+            losses.append(torch.stack(scores).logsumexp(0) - scores[0])
+    expected = torch.stack(losses).mean() if losses else torch.zeros((), dtype=torch.float64)
+    loss = sampled_softmax_loss(users, items, negatives, torch.tensor(own), torch.tensor(drawn), log_q, positive)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert all(tensor.grad.isfinite().all() for tensor in (users, items, negatives))
+    if losses:
+        leaves = (users, items, negatives)
+        found = [tensor.grad.clone() for tensor in leaves]
+        wanted = torch.autograd.grad(expected, leaves, allow_unused=True, materialize_grads=True)
+        torch.testing.assert_close(found, list(wanted))

@@ -2,8 +2,9 @@
 
 import pytest
 
+from rectrain.api.tables import state_bytes_per_row
 from rectrain.api.training import EmbeddingOptimizerType, Schedule, Training
-from rectrain_jobs.training.optimizers import learning_rate_factor, state_bytes_per_row
+from rectrain_jobs.training.optimizers import learning_rate_factor
 from rectrain_jobs.training.trainer import total_steps
 
 

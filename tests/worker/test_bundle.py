@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 import torch
-from training_runs import dlrm_job, ended_run, predictions_of, two_tower_job
+from training_runs import dlrm_job, ended_run, mind_job, predictions_of, two_tower_job
 
 from rectrain.api import UserError
 from rectrain_jobs.bundle import load_bundle
 
 
-@pytest.mark.parametrize("make", [two_tower_job, dlrm_job])
+@pytest.mark.parametrize("make", [two_tower_job, mind_job, dlrm_job])
 def test_the_loaded_model_predicts_what_the_trainer_does(make, tmp_path_factory):
     _, output, _ = ended_run(tmp_path_factory, make)
     bundle = load_bundle(str(output / "bundle"))
@@ -22,7 +22,7 @@ def test_the_loaded_model_predicts_what_the_trainer_does(make, tmp_path_factory)
     assert bundle.manifest.lineage["step"] == 14
 
 
-@pytest.mark.parametrize("make", [two_tower_job, dlrm_job])
+@pytest.mark.parametrize("make", [two_tower_job, mind_job, dlrm_job])
 def test_every_rank_wrote_the_rows_that_it_held(make, tmp_path_factory):
     _, output, _ = ended_run(tmp_path_factory, make)
     weights = json.loads((output / "bundle/weights.json").read_text())["parameters"]

@@ -62,7 +62,7 @@ def test_a_run_leaves_its_results_shows_them_again_and_refuses_another_job(run, 
 def test_restart_also_removes_checkpoints_that_are_elsewhere_and_spares_foreign_folders(run, tmp_path):
     job = dlrm_job(tmp_path, training={"maxSteps": 2, "epochs": 1, "checkpoint": {"uri": "checkpoints"}})
     for _ in range(2):
-        assert run(job, "--output", tmp_path / "out", "--restart").exit_code == 0
+        assert run(job, "--set", "output.uri=out", "--restart").exit_code == 0
         points = [json.loads(line) for line in (tmp_path / "out/points.jsonl").read_text().splitlines()]
         assert [point["step"] for point in points if "loss" in point] == [1, 2]
     foreign = tmp_path / "foreign"

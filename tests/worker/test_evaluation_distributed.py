@@ -58,6 +58,7 @@ def evaluate(rank, ranks):
         UserChunk(users[part], ItemLists.of([relevant[u] for u in part]), ItemLists.of([seen[u] for u in part]))
         for part in np.array_split(mine, 1 + 2 * rank)
     ]
+    several = [UserChunk(np.stack([c.vectors, -c.vectors[:, ::-1]], 1), c.relevant, c.seen) for c in chunks]
     here = share(ITEMS, rank, ranks)
     names = [parse_metric(name) for name in RANKING]
     corpora = {"replicated": ItemCorpus.replicated(items, ids), "sharded": ItemCorpus.sharded(items[here], ids[here])}
@@ -73,6 +74,7 @@ def evaluate(rank, ranks):
             ]
             for name, corpus in corpora.items()
         },
+        "several vectors": rank_all_items(several[len(mine) == 0 :], corpora["sharded"], names).values,
         "top_k": {int(u): ids_ for u, ids_ in zip(mine, top_k(users[mine], by_row, TOP).ids.tolist(), strict=True)},
         "empty": [refusal(rank_all_items, [], corpus, names) for corpus in corpora.values()],
     }
@@ -106,6 +108,7 @@ def test_several_ranks_give_what_one_gives(ranks, tmp_path):
         for corpus in ("replicated", "sharded"):
             assert result[corpus][0] == pytest.approx(expected["replicated"][0], rel=1e-12)
             assert result[corpus][1:] == expected["replicated"][1:]
+        assert result["several vectors"] == pytest.approx(expected["several vectors"], rel=1e-12)
         assert all("no user with a relevant item" in message for message in result["empty"])
     assert {user: ids for result in results for user, ids in result["top_k"].items()} == expected["top_k"]
     assert all(0 < value < 1 for value in expected["replicated"][0].values())

@@ -109,6 +109,35 @@ def test_metrics_equal_the_plain_definitions_however_users_are_cut_into_chunks(w
     assert result.relevant_not_in_corpus == sum(item not in known for items_ in relevant for item in items_)
 
 
+@given(worlds(), st.integers(1, 5), st.sampled_from([1, 7, 70]), BLOCKS)
+@settings(deadline=None, max_examples=100)
+def test_several_vectors_of_a_user_give_the_merged_lists_of_each(world, interests, k, block):
+    _, items, ids, relevant, seen = world
+    rng = np.random.default_rng(len(items))
+    users = rng.integers(-3, 4, (len(seen), interests, 2)).astype(np.float32)
+    corpus, seen_items = ItemCorpus.replicated(items, ids), ItemLists.of(seen)
+    with patch.object(search, "_CPU_BLOCK", block):
+        found = top_k(users, corpus, k, seen_items)
+    known = np.arange(len(items)) if ids is None else ids
+    row_of = {int(item): row for row, item in enumerate(known)}
+    lists = [top_k(users[:, interest], corpus, k, seen_items) for interest in range(interests)]
+    for user in range(len(users)):
+        best = {}
+        for one in lists:
+            for item, score in zip(one.ids[user].tolist(), one.scores[user].tolist(), strict=True):
+                best[item] = max(score, best.get(item, -math.inf))
+        best.pop(-1, None)
+        merged = sorted(best, key=lambda item: (-best[item], row_of[item]))[:k]
+        assert [item for item in found.ids[user].tolist() if item >= 0] == merged
+        assert found.scores[user].tolist()[: len(merged)] == [best[item] for item in merged]
+    # A user with the same vector again and again is a user with that vector.
+    once, again = users[:, :1], np.repeat(users[:, :1], interests, axis=1)
+    if any(relevant):
+        chunks = [[UserChunk(v, ItemLists.of(relevant), seen_items)] for v in (once[:, 0], again)]
+        metrics = [parse_metric(name) for name in ("ndcg@7", "mrr")]
+        assert rank_all_items(chunks[0], corpus, metrics) == rank_all_items(chunks[1], corpus, metrics)
+
+
 def test_metrics_of_a_small_table():
     # Ranks 1 and 3 hit; 9 is shown at rank 3 and listed twice, 5 is never shown.
     shown = torch.tensor([[4, 1, 9, 2]])
@@ -202,6 +231,10 @@ ITEMS = np.eye(2)
             "2 of 2 user vectors are not finite",
         ),
         (
+            lambda: top_k(np.full((1, 3, 2), math.nan), ItemCorpus.replicated(ITEMS), 1),
+            "3 of 3 user vectors are not finite",
+        ),
+        (
             lambda: top_k(ITEMS[:1], ItemCorpus.replicated(ITEMS), 1, ItemLists.of([[2]])),
             "item id 2 is not in the corpus",
         ),
@@ -219,6 +252,7 @@ def test_wrong_inputs_are_named(build, message):
         lambda: ItemLists([1, 1], [1]),
         lambda: ItemLists([], []),
         lambda: top_k(ITEMS, ItemCorpus.replicated(np.eye(3)), 1),
+        lambda: top_k(ITEMS[None, None], ItemCorpus.replicated(ITEMS), 1),
         lambda: top_k(ITEMS, ItemCorpus.replicated(ITEMS), 0),
         lambda: top_k(ITEMS, ItemCorpus.replicated(ITEMS), 1, ItemLists.of([[1]])),
         lambda: ItemCorpus.replicated(ITEMS, [1]),

@@ -11,6 +11,7 @@ from training_runs import (
     STANDARD,
     dlrm_job,
     ended_run,
+    mind_job,
     points_of,
     succeed,
     train,
@@ -38,7 +39,7 @@ def steps_with_checkpoint(output):
     )
 
 
-@pytest.mark.parametrize("make", [two_tower_job, dlrm_job])
+@pytest.mark.parametrize("make", [two_tower_job, mind_job, dlrm_job])
 def test_two_runs_with_the_same_seeds_are_bitwise_equal(make, tmp_path_factory, tmp_path):
     job, expected, _ = ended_run(tmp_path_factory, make)
     succeed(job, tmp_path / "out")
@@ -51,7 +52,7 @@ def test_another_seed_makes_another_run(tmp_path_factory, tmp_path):
     assert points_of(tmp_path / "out")[1] != points_of(expected)[1]
 
 
-@pytest.mark.parametrize("make", [two_tower_job, dlrm_job])
+@pytest.mark.parametrize("make", [two_tower_job, mind_job, dlrm_job])
 def test_a_run_whose_processes_are_killed_within_an_epoch_continues_exactly(make, tmp_path_factory, tmp_path):
     job, expected, _ = ended_run(tmp_path_factory, make)
     output = tmp_path / "out"

@@ -78,6 +78,18 @@ def two_tower_job(folder: Path, **spec: Any) -> Path:
     return _write_job(folder, {"type": "TwoTower", "twoTower": section}, features, [], ["recall@5", "ndcg@5"], spec)
 
 
+def mind_job(folder: Path, **spec: Any) -> Path:
+    """Likewise a MIND job with a profile; no embedding of the user is learnt."""
+    features = [
+        {"name": "user_id", "kind": "Categorical", "side": "None", "cardinality": USERS},
+        {"name": "history", "kind": "Sequence", "side": "User", "of": "item_id", "maxLength": 4},
+        {"name": "item_id", "kind": "Categorical", "side": "Item", "cardinality": ITEMS},
+        {"name": "age", "kind": "Dense", "side": "User"},
+    ]
+    section = {"embeddingDim": 8, "interests": 3, "embeddingDropout": 0.1, "negatives": {"count": 10}}
+    return _write_job(folder, {"type": "MIND", "mind": section}, features, [], ["recall@5", "ndcg@5"], spec)
+
+
 def _write_job(
     folder: Path,
     model: dict[str, Any],

@@ -15,9 +15,7 @@ from rectrain.api.errors import UserError
 from rectrain.api.job import RecTrainingJobSpec
 from rectrain_jobs.bundle.layout import FORMAT_VERSION, INDEX, MANIFEST, Manifest, Parameter, WeightsIndex
 from rectrain_jobs.features import FeatureSet
-from rectrain_jobs.models.ranking import RankingModel
-from rectrain_jobs.models.registry import build_model
-from rectrain_jobs.models.two_tower import TwoTower
+from rectrain_jobs.models.registry import Model, build_model
 from rectrain_jobs.storage import ObjectNotFoundError, ObjectStore, Storage, open_store
 
 # A spec without data is none; serving reads no shards, so this stands in for them.
@@ -39,7 +37,7 @@ class Bundle:
     manifest: Manifest
     spec: RecTrainingJobSpec
     features: FeatureSet
-    model: TwoTower | RankingModel
+    model: Model
 
 
 def load_bundle(uri: str, storage: Storage | None = None, device: torch.device | str = "cpu") -> Bundle:

@@ -28,6 +28,7 @@ _CONVERT_EPILOG = """\b
 Examples:
   rectrain data convert --job job.yaml
   rectrain data convert --job job.yaml --set data.source.validationFraction=0.1 --overwrite
+  rectrain data convert --job job.yaml --if-needed
   rectrain data convert --format Interactions --input train.txt.gz --validation-input test.txt.gz --output shards
   rectrain data convert --format Synthetic --rows 1000000 --output s3://bucket/synthetic --endpoint-url http://minio:9000
   rectrain data convert --format Triples --input ratings.csv --validation-fraction 0.1 --output shards \\
@@ -76,6 +77,11 @@ def data() -> None:
 @click.option("--seed", type=int, help="Synthetic: seed of the rows.")
 @click.option("--endpoint-url", help="Endpoint of an S3-compatible server.")
 @click.option("--overwrite", is_flag=True, help="Replace what is at the output.")
+@click.option(
+    "--if-needed",
+    is_flag=True,
+    help="Convert a job's data only if shards are missing or no longer as the job wants them, as `rectrain run` does.",
+)
 def convert(
     job_file: Path | None,
     overrides: tuple[str, ...],
@@ -84,6 +90,7 @@ def convert(
     labels: tuple[str, ...],
     endpoint_url: str | None,
     overwrite: bool,
+    if_needed: bool,
     **source_options: Any,
 ) -> None:
     """Convert raw data to MDS shards, with features.json and dataset.json beside them.
@@ -97,6 +104,12 @@ def convert(
     from rectrain_jobs.data.infer import infer_definition
 
     job = _load_job(job_file, overrides)
+    if if_needed:
+        others = (output, features, labels, endpoint_url, overwrite, *source_options.values())
+        if job is None or job.spec.data.source is None or any(option not in (None, (), False) for option in others):
+            raise UserError("--if-needed: goes with a --job that has data.source, and --set, alone")
+        _convert_if_needed(job)
+        return
     definition = _definition(job, _source_fields(source_options), endpoint_url)
     if features:
         definition = replace(definition, features=[_declared(Feature, "kind", text, "--feature") for text in features])
@@ -139,6 +152,19 @@ def inspect(uri: str, job_file: Path | None, endpoint_url: str | None, as_json: 
     if report.problems:
         against = str(job_file) if job_file else "its features.json"
         raise UserError(f"{report.uri}: does not fit {against}: {'; '.join(report.problems)}")
+
+
+def _convert_if_needed(job: "RecTrainingJob") -> None:
+    from rectrain_jobs.data.convert import ensure_converted
+
+    with conversion_progress() as progress:
+        conversion = ensure_converted(job.spec, progress)
+    validation = job.spec.data.validation
+    uris = {"train": job.spec.data.train.uri, "validation": validation.uri if validation else None}
+    if conversion is None:
+        click.echo(f"{uris['train']}: is as the job wants it")
+    else:
+        _print_conversion(conversion, uris, is_inferred=False)
 
 
 def _load_job(path: Path | None, overrides: tuple[str, ...]) -> "RecTrainingJob | None":

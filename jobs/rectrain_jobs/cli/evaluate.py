@@ -7,20 +7,20 @@ import click
 
 from rectrain.api import UserError, load_job
 
+_EPILOG = """\b
+Examples:
+  rectrain evaluate examples/amazon-cds/job.yaml --bundle runs/amazon-cds-two-tower-1a2b3c4d/bundle
+  rectrain evaluate job.yaml --bundle out/bundle --set evaluation.metrics=[recall@50]
+"""
 
-@click.command()
+
+@click.command(epilog=_EPILOG)
 @click.argument("job_file", metavar="JOB", type=click.Path())
 @click.option("--bundle", required=True, metavar="URI", help="The model bundle that `rectrain run` left.")
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a field of the job.")
 @click.option("--json", "as_json", is_flag=True, help="Print the metrics as JSON.")
 def evaluate(job_file: str, bundle: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    r"""Evaluate a model bundle on the validation data of a job, in one process.
-
-    \b
-    Examples:
-      rectrain evaluate examples/amazon-cds/job.yaml --bundle runs/amazon-cds-two-tower-1a2b3c4d/bundle
-      rectrain evaluate job.yaml --bundle out/bundle --set evaluation.metrics=[recall@50]
-    """
+    """Evaluate a model bundle on the validation data of a job, in one process."""
     job = load_job(job_file, overrides)
     if job.spec.data.validation is None or not job.spec.metrics:
         raise UserError(f"{job_file}: spec.data.validation: is required: metrics are measured on it")

@@ -7,8 +7,14 @@ import click
 from rectrain.api import UserError, load_job
 from rectrain.api.quantities import format_bytes, parse_bytes
 
+_EPILOG = """\b
+Examples:
+  rectrain plan job.yaml --devices 8 --hbm 80Gi
+  rectrain plan job.yaml --devices 16 --nodes 2 --hbm 40Gi --set model.dlrm.embeddingDim=128
+"""
 
-@click.command()
+
+@click.command(epilog=_EPILOG)
 @click.argument("job_file", metavar="JOB", type=click.Path())
 @click.option("--devices", type=click.IntRange(1, 65536), help="GPUs in all. Default: the job's ranks.")
 @click.option("--hbm", metavar="BYTES", help="Memory of each GPU, such as 80Gi. Default: the job's hbmPerDevice.")
@@ -18,13 +24,7 @@ from rectrain.api.quantities import format_bytes, parse_bytes
 def plan(
     job_file: str, devices: int | None, hbm: str | None, nodes: int, overrides: tuple[str, ...], as_json: bool
 ) -> None:
-    r"""Show how a job's embedding tables would be sharded over GPUs, and whether they fit. Needs no GPU.
-
-    \b
-    Examples:
-      rectrain plan job.yaml --devices 8 --hbm 80Gi
-      rectrain plan job.yaml --devices 16 --nodes 2 --hbm 40Gi --set model.dlrm.embeddingDim=128
-    """
+    """Show how a job's embedding tables would be sharded over GPUs, and whether they fit. Needs no GPU."""
     job = load_job(job_file, overrides)
     given = hbm or job.spec.sharding.hbm_per_device
     if given is None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,38 +10,44 @@ import click
 
 from rectrain.api import RecTrainingJob, UserError, dump_job, load_job
 
+_EPILOG = """\b
+Examples:
+  rectrain run examples/amazon-cds/job.yaml
+  rectrain run examples/amazon-cds/job.yaml --set training.maxSteps=50
+  rectrain run job.yaml --output out --set workers.replicas=4
 
-@click.command()
+\b
+Exit codes: 0 done; 2 something in the job, the data or the environment is wrong; 4 the loss is not finite;
+143 stopped by SIGTERM or Ctrl-C, with a checkpoint from which the next run continues.
+"""
+
+
+@click.command(epilog=_EPILOG)
 @click.argument("job_file", metavar="JOB", type=click.Path())
-@click.option("--output", metavar="DIR", help="Folder of the results. Default: runs/<name>-<digest of the job>.")
+@click.option(
+    "--output",
+    metavar="DIR",
+    help="Folder of the results. Default: the job's output.uri, or runs/<name>-<digest of the job>.",
+)
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a field of the job.")
 @click.option("--restart", is_flag=True, help="Remove what an earlier run left in the output folder, and begin anew.")
 def run(job_file: str, output: str | None, overrides: tuple[str, ...], restart: bool) -> None:
-    r"""Train a job on this machine: convert its data if need be, train, evaluate, record.
+    """Train a job on this machine: convert its data if need be, train, evaluate, record.
 
     Run again, it continues from the newest checkpoint; a run that has ended shows its results.
-
-    \b
-    Examples:
-      rectrain run examples/amazon-cds/job.yaml
-      rectrain run examples/amazon-cds/job.yaml --set training.maxSteps=50
-      rectrain run job.yaml --output out --set workers.replicas=4
-
-    \b
-    Exit codes: 0 done; 2 something in the job, the data or the environment is wrong; 4 the loss is not finite;
-    143 stopped by SIGTERM or Ctrl-C, with a checkpoint from which the next run continues.
     """
     job = load_job(job_file, overrides)
-    folder = Path(output) if output is not None else Path("runs") / f"{job.metadata.name}-{_digest(job)}"
     from rectrain_jobs.installation import check_kernels
-    from rectrain_jobs.resolution import resolve_paths, storage_options
+    from rectrain_jobs.resolution import absolute_uri, resolve_paths, storage_options
     from rectrain_jobs.training.launch import run_ranks
     from rectrain_jobs.training.output import RunOutput
 
+    default = Path("runs") / f"{job.metadata.name}-{_digest(job)}"
     job = resolve_paths(job, Path(job_file).parent)
+    folder = output or job.spec.output.uri or str(default)
     if restart:
         _remove(folder, job)
-    run_output = RunOutput(str(folder.absolute()), storage_options(job))
+    run_output = RunOutput(absolute_uri(folder, Path.cwd()), storage_options(job))
     run_output.identity(job)
     click.echo(f"output {folder}", err=True)
     if (result := run_output.read_result()) is not None and not result.get("unsentPoints"):
@@ -60,15 +65,16 @@ def run(job_file: str, output: str | None, overrides: tuple[str, ...], restart: 
     sys.exit(code)
 
 
-def _remove(folder: Path, job: RecTrainingJob) -> None:
+def _remove(uri: str, job: RecTrainingJob) -> None:
     """Remove a run: its folder, and its checkpoints where the job has them elsewhere."""
-    from rectrain_jobs.resolution import storage_options
+    from rectrain_jobs.resolution import absolute_uri, storage_options
     from rectrain_jobs.storage import open_store
+    from rectrain_jobs.training.output import IDENTITY
 
-    if folder.exists():
-        if not (folder / "run.json").exists() and any(folder.iterdir()):
-            raise UserError(f"--restart: {folder} holds no run of rectrain; remove it yourself or use another --output")
-        shutil.rmtree(folder)
+    output = open_store(absolute_uri(uri, Path.cwd()), storage_options(job))
+    if not output.exists(IDENTITY) and any(output.list()):
+        raise UserError(f"--restart: {uri} holds no run of rectrain; remove it yourself or use another --output")
+    output.delete_prefix("")
     if job.spec.training.checkpoint.uri is not None:
         store = open_store(job.spec.training.checkpoint.uri, storage_options(job))
         for checkpoint in sorted({info.key.partition("/")[0] for info in store.list()}):

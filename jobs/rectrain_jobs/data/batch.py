@@ -20,8 +20,8 @@ class Batch(Pipelineable):  # type: ignore[misc]  # torchrec has no types
 
     Attributes:
         dense: float32 [rows + num_negatives, number of Dense features], in the job's order.
-        sparse: The Categorical and Sequence features, in the job's order; one key a feature, values are rows of the
-            feature's embedding table. A padded sequence position is absent, not a value.
+        sparse: The Categorical and Sequence features that have embeddings, in the job's order; one key a feature,
+            values are rows of the feature's embedding table. A padded sequence position is absent, not a value.
         labels: By label name: float32 [rows] for Binary and Regression, int64 [rows] for MultiClass, float32 [rows,
             classes] for MultiLabel.
         valid: bool [rows]; False for rows that pad the last batch. They count neither in the loss nor in metrics.
@@ -78,7 +78,7 @@ class BatchBuilder:
 
     def __init__(self, spec: RecTrainingJobSpec, sides: Sequence[Side] | None = None) -> None:
         """Choose the features."""
-        self.features = spec.features
+        self.features = [f for f in spec.features if f.side is not Side.NONE]
         self.labels = spec.labels if sides is None else []
         self.item_id = spec.model.item_id if spec.model.is_retrieval else None
         self._sides = sides

@@ -172,6 +172,19 @@ class ItemCorpus:
         return rows if self._ids is None else torch.where(rows < 0, -1, self._ids[rows.clamp(min=0)])
 
 
+def finite_user_vectors(vectors: Array) -> Tensor:
+    """Return user vectors [n, dim] or [n, vectors of a user, dim] as float32 [n, vectors of a user, dim].
+
+    Raises:
+        ValueError: They have another number of dimensions.
+        UserError: A component is nan or infinite.
+    """
+    held = torch.as_tensor(vectors)
+    if held.ndim != 3:
+        return finite_vectors(held, "user")[:, None]
+    return finite_vectors(held.flatten(0, 1), "user").view(held.shape)
+
+
 def finite_vectors(vectors: Array, what: str) -> Tensor:
     """Return the vectors [n, dim] as contiguous float32 on their device.
 

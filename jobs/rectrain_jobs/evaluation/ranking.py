@@ -19,7 +19,8 @@ class UserChunk:
     """Some of a rank's users.
 
     Attributes:
-        vectors: User vectors [users, dim], any float type.
+        vectors: User vectors [users, dim], or several a user [users, vectors of a user, dim], any float type. With a
+            sharded corpus every rank has the same number.
         relevant: The item ids each user should be shown, in the user's own order.
         seen: The item ids never shown to each user, as those of the training set; None hides nothing. An item that is
             both seen and relevant is hidden, and so is missed.
@@ -99,9 +100,12 @@ def _in_step(chunks: Iterable[UserChunk], corpus: ItemCorpus) -> Iterator[UserCh
     own = iter(chunks)
     while True:
         chunk = next(own, None)
-        if not int(max_over_ranks(torch.tensor(int(chunk is not None), device=device), corpus.group)):
+        here = 0 if chunk is None else chunk.vectors.shape[1] if chunk.vectors.ndim == 3 else 1
+        of_user = int(max_over_ranks(torch.tensor(here, device=device), corpus.group))
+        if not of_user:
             return
-        yield chunk or UserChunk(corpus.vectors[:0].new_empty((0, corpus.vectors.shape[1])), ItemLists.empty(0))
+        empty = corpus.vectors.new_empty((0, of_user, corpus.vectors.shape[1]))
+        yield chunk or UserChunk(empty, ItemLists.empty(0))
 
 
 def ranking_metrics(

@@ -1,5 +1,8 @@
 """Exact search of the items with the highest inner product, over the full corpus, in bounded memory.
 
+A user may have several vectors, as a multi-interest model gives them; an item's score is then its highest with any of
+them. The top k by that score is what the lists of each vector merge to, without repeats and by score.
+
 Scores are compared as 64-bit keys: the float32 score's bits, made to sort as numbers, above the complement of the
 item's row. Keys are distinct, so every top k is one definite list (higher score first, at equal score the lower row
 first), and lists from blocks and shards merge by a plain top k of their keys. Equal means equal as computed: a matrix
@@ -17,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rectrain_jobs.evaluation.collectives import gather_rows, max_over_ranks, rank_and_size, sum_over_ranks
-from rectrain_jobs.evaluation.items import Array, ItemCorpus, ItemLists, finite_vectors
+from rectrain_jobs.evaluation.items import Array, ItemCorpus, ItemLists, finite_user_vectors
 
 # Columns that share a maximum, and those of a run that share one.
 _RUN, _SUBRUN = 64, 8
@@ -46,20 +49,20 @@ class TopK:
 class _Queries:
     """What to search for: user vectors with the rows to leave out, and the rows to look for."""
 
-    vectors: Tensor  # float32 [users, dim] on the corpus's device
+    vectors: Tensor  # float32 [users, vectors of a user, dim] on the corpus's device
     seen: ItemLists  # rows
     relevant: ItemLists  # rows
 
 
 def top_k(user_vectors: Array, corpus: ItemCorpus, k: int, seen: ItemLists | None = None) -> TopK:
-    """Find the k items with the highest inner product for each user.
+    """Find the k items with the highest inner product for each user, or the highest with any of a user's vectors.
 
     With a sharded corpus every rank must call it the same number of times, each with its own users (0 users
     included), and gets its own users' items. Memory beyond the inputs: one block of scores (64 MiB on a CPU, 1 GiB on
     a GPU), and for a sharded corpus the vectors and keys of all ranks' users of this call.
 
     Args:
-        user_vectors: [users, dim], any float type, on any device.
+        user_vectors: [users, dim] or [users, vectors of a user, dim], any float type, on any device.
         corpus: The items.
         k: Items per user, 1 or more.
         seen: Item ids to leave out for each user; ids that the corpus does not have are ignored.
@@ -100,8 +103,8 @@ def best_ranks(user_vectors: Array, corpus: ItemCorpus, relevant: ItemLists, see
 
 
 def _queries(user_vectors: Array, corpus: ItemCorpus, seen: ItemLists | None, relevant: ItemLists | None) -> _Queries:
-    vectors = finite_vectors(user_vectors, "user").to(corpus.vectors.device)
-    users, dim = vectors.shape
+    vectors = finite_user_vectors(user_vectors).to(corpus.vectors.device)
+    users, _, dim = vectors.shape
     if dim != corpus.vectors.shape[1]:
         raise ValueError(f"user vectors have {dim} dimensions, item vectors {corpus.vectors.shape[1]}")
     for lists in (seen, relevant):
@@ -191,12 +194,10 @@ def _count_above(queries: _Queries, corpus: ItemCorpus, best: Tensor) -> Tensor:
 def _score_blocks(queries: _Queries, corpus: ItemCorpus) -> Iterator[tuple[slice, int, Tensor]]:
     """Yield the users of a block, its first row, and its scores, [users, runs, 64].
 
-    Seen items, and the columns that fill up the last run, score -inf. The memory is reused by the next block. Scoring
-    several vectors per user means taking the maximum over them here: the merged lists of a multi-interest model are
-    the top k of that maximum.
+    Seen items, and the columns that fill up the last run, score -inf. The memory is reused by the next block.
     """
     user_block, item_block = _GPU_BLOCK if corpus.vectors.device.type == "cuda" else _CPU_BLOCK
-    items = len(corpus.vectors)
+    items, of_user = len(corpus.vectors), queries.vectors.shape[1]
     memory = corpus.vectors.new_empty(min(user_block, len(queries.vectors)) * -(-min(item_block, items) // _RUN) * _RUN)
     for first_user in range(0, len(queries.vectors), user_block):
         users = slice(first_user, min(first_user + user_block, len(queries.vectors)))
@@ -204,7 +205,12 @@ def _score_blocks(queries: _Queries, corpus: ItemCorpus) -> Iterator[tuple[slice
             block = corpus.vectors[first_item : first_item + item_block]
             rows, runs = users.stop - users.start, -(-len(block) // _RUN)
             scores = memory[: rows * runs * _RUN].view(rows, runs * _RUN)
-            torch.mm(queries.vectors[users], block.T, out=scores[:, : len(block)])
+            for number in range(of_user):
+                vectors = queries.vectors[users, number]
+                if number == 0:
+                    torch.mm(vectors, block.T, out=scores[:, : len(block)])
+                else:
+                    torch.maximum(scores[:, : len(block)], vectors @ block.T, out=scores[:, : len(block)])
             scores[:, len(block) :] = -torch.inf
             by_run = scores.view(rows, runs, _RUN)
             first_row = corpus.first_row + first_item

@@ -1,4 +1,4 @@
-"""The embedding tables of a job as one EmbeddingBagCollection."""
+"""The embedding tables of a job as one collection of torchrec's: pooled, or a vector for each id."""
 
 import hashlib
 import math
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from rectrain.api.features import Pooling
 from rectrain.api.job import RecTrainingJobSpec
-from rectrain.api.models import TwoTower
+from rectrain.api.models import MIND, TwoTower
 from rectrain.api.tables import EmbeddingTable, embedding_tables
 
 
@@ -34,6 +34,28 @@ def build_embeddings(spec: RecTrainingJobSpec, device: torch.device) -> Embeddin
                 embedding_dim=table.embedding_dim,
                 feature_names=list(table.features),
                 pooling=PoolingType.MEAN if table.pooling is Pooling.MEAN else PoolingType.SUM,
+                init_fn=_initializer(spec, table),
+            )
+            for table in embedding_tables(spec)
+        ],
+        device=device,
+    )
+
+
+def build_unpooled_embeddings(spec: RecTrainingJobSpec, device: torch.device) -> EmbeddingCollection:
+    """Return the job's embedding tables, all of one width, for a model that needs the vector of every single id.
+
+    Args:
+        spec: The job.
+        device: As in build_embeddings.
+    """
+    return EmbeddingCollection(
+        tables=[
+            EmbeddingConfig(
+                name=table.name,
+                num_embeddings=table.num_embeddings,
+                embedding_dim=table.embedding_dim,
+                feature_names=list(table.features),
                 init_fn=_initializer(spec, table),
             )
             for table in embedding_tables(spec)
@@ -75,7 +97,7 @@ class TableInitializer:
 
     def __call__(self, weight: Tensor) -> Tensor:
         """Fill the tensor in place and return it."""
-        if weight.numel() == 0:  # a table that lies on other ranks
+        if weight.numel() == 0 or weight.is_meta:  # a table that lies on other ranks, or nowhere yet
             return weight
         part = "whole" if tuple(weight.shape) == self.shape else f"rank {dist.get_rank() if _is_distributed() else 0}"
         digest = hashlib.blake2b(f"{self.seed}/{self.table}/{part}".encode(), digest_size=8).digest()
@@ -89,7 +111,7 @@ class TableInitializer:
 
 def _initializer(spec: RecTrainingJobSpec, table: EmbeddingTable) -> TableInitializer:
     section, shape, seed = spec.model.section, (table.num_embeddings, table.embedding_dim), spec.training.seed
-    if isinstance(section, TwoTower):
+    if isinstance(section, TwoTower | MIND):
         std = section.init_std or 1 / math.sqrt(table.embedding_dim)
         return TableInitializer(table.name, shape, seed, normal_std=std)
     # The reference DLRM's: uniform, narrower the more rows a table has.

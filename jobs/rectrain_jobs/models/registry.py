@@ -6,21 +6,28 @@ from torch import Tensor, nn
 from rectrain.api.features import FeatureKind
 from rectrain.api.job import RecTrainingJobSpec
 from rectrain.api.models import DLRM, DCNv2, DeepFM
+from rectrain.api.models import MIND as MINDSection  # noqa: N811
 from rectrain.api.models import TwoTower as TwoTowerSection
 from rectrain_jobs.data.batch import Batch
 from rectrain_jobs.models.deepfm import DeepFMArch
 from rectrain_jobs.models.dlrm import DLRMArch
-from rectrain_jobs.models.embeddings import build_embeddings
+from rectrain_jobs.models.embeddings import build_embeddings, build_unpooled_embeddings
+from rectrain_jobs.models.mind import MIND, MINDLoss, MINDOutput
 from rectrain_jobs.models.ranking import RankingModel
 from rectrain_jobs.models.task_losses import TaskLoss, logit_width
 from rectrain_jobs.models.two_tower import TwoTower, TwoTowerLoss, TwoTowerOutput
+
+RetrievalModel = TwoTower | MIND
+"""Models with user and item vectors."""
+Model = RetrievalModel | RankingModel
+"""What a job can train."""
 
 _CPU = torch.device("cpu")
 
 
 def build_model(
     spec: RecTrainingJobSpec, device: torch.device = _CPU, embedding_device: torch.device | None = None
-) -> TwoTower | RankingModel:
+) -> Model:
     """Return the job's model with its initial weights, which depend on training.seed alone.
 
     Args:
@@ -32,12 +39,14 @@ def build_model(
     # Drawn on CPU, so that the initial weights are the same on every device; the caller's random state is left alone.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.training.seed)
-        embeddings = build_embeddings(spec, embedding_device or device)
-        section = spec.model.section
-        if isinstance(section, TwoTowerSection):
-            model: TwoTower | RankingModel = TwoTower(spec, embeddings)
+        section, tables_on = spec.model.section, embedding_device or device
+        model: Model
+        if isinstance(section, MINDSection):
+            model = MIND(spec, build_unpooled_embeddings(spec, tables_on))
+        elif isinstance(section, TwoTowerSection):
+            model = TwoTower(spec, build_embeddings(spec, tables_on))
         else:
-            model = RankingModel(embeddings, _ranking_arch(spec, section), spec.labels)
+            model = RankingModel(build_embeddings(spec, tables_on), _ranking_arch(spec, section), spec.labels)
     model.arch.to(device)
     return model
 
@@ -50,23 +59,29 @@ class TrainingTask(nn.Module):
         model: Its model, from build_model.
     """
 
-    def __init__(self, spec: RecTrainingJobSpec, model: TwoTower | RankingModel) -> None:
+    def __init__(self, spec: RecTrainingJobSpec, model: Model) -> None:
         """Choose the loss."""
         super().__init__()
         self.model = model
-        self.loss = TwoTowerLoss(spec) if isinstance(model, TwoTower) else TaskLoss(spec.labels)
+        self.loss: TwoTowerLoss | MINDLoss | TaskLoss
+        if isinstance(model, MIND):
+            self.loss = MINDLoss(spec)
+        else:
+            self.loss = TwoTowerLoss(spec) if isinstance(model, TwoTower) else TaskLoss(spec.labels)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, TwoTowerOutput | dict[str, Tensor]]:
+    def forward(self, batch: Batch) -> tuple[Tensor, TwoTowerOutput | MINDOutput | dict[str, Tensor]]:
         """Return the loss, a scalar that is the mean over this rank's valid rows, and the detached outputs."""
         return self.loss(self.model(batch), batch)  # type: ignore[no-any-return]
 
     def set_item_counts(self, counts: Tensor, num_items: int | None = None) -> None:
-        """Give a retrieval model the items' frequencies in the training data: see TwoTowerLoss.set_item_counts.
+        """Give a retrieval model the items' frequencies in the training data: see the losses' set_item_counts.
 
         To be called before the first step of every run, a resumed one too: checkpoints do not hold them.
         """
         if isinstance(self.loss, TwoTowerLoss):
             self.loss.set_item_counts(counts, num_items)
+        elif isinstance(self.loss, MINDLoss):
+            self.loss.set_item_counts(counts)
 
 
 def _ranking_arch(spec: RecTrainingJobSpec, section: DLRM | DCNv2 | DeepFM) -> nn.Module:

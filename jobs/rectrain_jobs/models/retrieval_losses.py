@@ -1,9 +1,9 @@
-"""Losses of retrieval models: in-batch softmax, BPR and binary cross-entropy.
+"""Losses of retrieval models: in-batch softmax, sampled softmax, BPR and binary cross-entropy.
 
 Scores are inner products of user vectors, already divided by the temperature, and item vectors. The matrix of scores of
-all rows with all candidates is the bulk of a step's work and, with the candidates of many ranks, far larger than
-anything else in memory. It is never held whole: a slice of rows at a time is scored, turned into the loss and its
-gradient in place while it is in cache, and dropped.
+all rows with all candidates of a batch is the bulk of a step's work and, with the candidates of many ranks, far larger
+than anything else in memory. It is never held whole: a slice of rows at a time is scored, turned into the loss and its
+gradient in place while it is in cache, and dropped. The negatives of a sampled softmax are few, so there it is.
 """
 
 import math
@@ -54,6 +54,40 @@ def bpr_loss(users: Tensor, candidates: Candidates, positive: Tensor, mask_dupli
     """
     bias = torch.zeros_like(candidates.vectors[:, 0])
     return _mean_over_positives(_bpr_rows, users, candidates, positive, bias, mask_duplicates)
+
+
+def sampled_softmax_loss(
+    users: Tensor,
+    own_items: Tensor,
+    negatives: Tensor,
+    own_ids: Tensor,
+    negative_ids: Tensor,
+    log_q: Tensor,
+    positive: Tensor,
+) -> Tensor:
+    """Return the mean over positive rows of -log softmax of the row's own item among it and the shared negatives.
+
+    Jean et al., "On using very large target vocabulary for neural machine translation", ACL 2015, as TensorFlow's
+    sampled_softmax_loss has it: log_q is taken off every score, that of the own item included, and a negative that is
+    the row's own item does not count.
+
+    Args:
+        users: [rows, width] user vectors divided by the temperature.
+        own_items: [rows, width] vectors of the rows' own items.
+        negatives: [negatives, width].
+        own_ids: int64 [rows].
+        negative_ids: int64 [negatives].
+        log_q: [rows + negatives] log of how often each of these items is expected to be drawn, times the strength of
+            the correction.
+        positive: bool [rows]; other rows do not count.
+    """
+    rows = len(users)
+    own_scores = (users * own_items).sum(dim=1) - log_q[:rows]
+    scores = torch.addmm(-log_q[rows:], users, negatives.T)
+    scores = scores.masked_fill(own_ids[:, None] == negative_ids, -math.inf)
+    own_first = torch.cat([own_scores[:, None], scores], dim=1)
+    losses = F.cross_entropy(own_first, torch.zeros_like(own_ids), reduction="none")
+    return losses.where(positive, 0).sum() / positive.sum().clamp_min(1)
 
 
 def binary_cross_entropy_loss(users: Tensor, items: Tensor, labels: Tensor, valid: Tensor) -> Tensor:

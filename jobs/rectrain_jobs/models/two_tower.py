@@ -10,13 +10,13 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.modules.mlp import MLP
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from rectrain.api.base import Problem
 from rectrain.api.errors import UserError
 from rectrain.api.features import FeatureKind, Side
 from rectrain.api.job import RecTrainingJobSpec
 from rectrain.api.models import RetrievalLoss, Similarity
 from rectrain.api.models import TwoTower as TwoTowerSection
-from rectrain.api.tables import EXTRA_ROWS, categorical_of, embedding_tables
+from rectrain.api.rules import Problem
+from rectrain.api.tables import EXTRA_ROWS, categorical_of, embedded_features, embedding_tables
 from rectrain_jobs.data.batch import Batch
 from rectrain_jobs.models.candidates import gather_candidates
 from rectrain_jobs.models.retrieval_losses import (
@@ -219,14 +219,16 @@ def two_tower_problems(spec: RecTrainingJobSpec) -> Iterator[Problem]:
     if _section(spec).hidden_dims:
         return
     widths = _widths(spec)
-    first = widths[spec.model.user_id]
+    # Where no embedding of the user is learnt, the item's is what the others are summed with or compared with.
+    first_name = spec.model.user_id if spec.model.user_id in widths else spec.model.item_id
+    first = widths[first_name]
     for position, feature in enumerate(spec.features):
         path: Sequence[str | int] = ("features", position)
         if feature.kind is FeatureKind.DENSE:
             message = "must not be Dense: without twoTower.hiddenDims embeddings are summed and nothing reads a number"
             yield Problem((*path, "kind"), feature.name, message)
-        elif widths[feature.name] != first:
-            message = f"must be {first} as {spec.model.user_id}'s: without twoTower.hiddenDims embeddings are summed"
+        elif widths.get(feature.name, first) != first:
+            message = f"must be {first} as {first_name}'s: without twoTower.hiddenDims embeddings are summed"
             yield Problem((*path, "embeddingDim"), widths[feature.name], message)
 
 
@@ -239,8 +241,4 @@ def _section(spec: RecTrainingJobSpec) -> TwoTowerSection:
 def _widths(spec: RecTrainingJobSpec) -> dict[str, int]:
     """Return the width of each Categorical and Sequence feature's pooled embedding."""
     default = spec.model.section.embedding_dim
-    return {
-        f.name: categorical_of(spec, f).embedding_dim or default
-        for f in spec.features
-        if f.kind is not FeatureKind.DENSE
-    }
+    return {f.name: categorical_of(spec, f).embedding_dim or default for f in embedded_features(spec)}

@@ -11,19 +11,20 @@ from rectrain.api import UserError, load_job
 from rectrain_jobs.logs import configure_logging
 from rectrain_jobs.training import exit_codes
 
+_EPILOG = """\b
+Example:
+  torchrun --nproc-per-node 2 -m rectrain_jobs.training --job examples/amazon-cds/job.yaml
+"""
 
-@click.command()
+
+@click.command(epilog=_EPILOG)
 @click.option("--job", "job_file", required=True, type=click.Path(), help="The job file.")
-@click.option("--output", default=None, help="Folder of the results. Default: $RECTRAIN_OUTPUT, or runs/<name>.")
+@click.option("--output", default=None, help="Folder of the results. Default: the job's output.uri, or runs/<name>.")
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a field of the job.")
 def main(job_file: str, output: str | None, overrides: tuple[str, ...]) -> None:
-    r"""Train one rank of a job.
+    """Train one rank of a job.
 
     Torchrun's environment variables say which rank this is; without them it is alone.
-
-    \b
-    Example:
-      torchrun --nproc-per-node 2 -m rectrain_jobs.training --job examples/amazon-cds/job.yaml
     """
     configure_logging()
     sys.exit(_run(job_file, output, overrides))
@@ -41,7 +42,7 @@ def _run(job_file: str, output: str | None, overrides: tuple[str, ...]) -> int:
 
     try:
         job = resolve_paths(load_job(job_file, overrides), Path(job_file).parent)
-        run_worker(job, output or os.environ.get("RECTRAIN_OUTPUT") or f"runs/{job.metadata.name}")
+        run_worker(job, output or job.spec.output.uri or f"runs/{job.metadata.name}")
     except UserError as error:
         return _end(exit_codes.USER_ERROR, str(error))
     except DivergedError as error:

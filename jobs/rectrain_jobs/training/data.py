@@ -13,10 +13,11 @@ import torch.distributed as dist
 from rectrain.api.errors import UserError
 from rectrain.api.features import Encoding, Feature, FeatureKind, Side
 from rectrain.api.job import RecTrainingJob, RecTrainingJobSpec
-from rectrain.api.models import TwoTower
-from rectrain.api.tables import categorical_of, embedding_tables, encoding_of, table_of
+from rectrain.api.models import MIND, TwoTower
+from rectrain.api.tables import EXTRA_ROWS, categorical_of, embedded_features, embedding_tables, encoding_of, table_of
 from rectrain_jobs.data.batch import Batch, BatchBuilder
 from rectrain_jobs.data.mds import BatchReader, ColumnBatch, MDSDataset, Order, Position, World
+from rectrain_jobs.models.log_uniform import LogUniformSampler
 from rectrain_jobs.resolution import cache_limit_bytes, storage_options
 from rectrain_jobs.training.distributed import Ranks
 
@@ -61,7 +62,7 @@ class RowChecker:
         """Look up the number of rows of each feature's table."""
         rows = {table.name: table.num_embeddings for table in embedding_tables(spec)}
         self._dataset = dataset
-        self._ids = [(f, rows[table_of(spec, f)]) for f in spec.features if f.kind is not FeatureKind.DENSE]
+        self._ids = [(f, rows[table_of(spec, f)]) for f in embedded_features(spec)]
         self._dense = [f.name for f in spec.features if f.kind is FeatureKind.DENSE]
         self._labels = [label.name for label in spec.labels]
 
@@ -143,7 +144,7 @@ class TrainingData:
             block_size=shuffle.block_size,
         )
         self._world = World(ranks.num_nodes, ranks.local_world_size, ranks.rank)
-        self._negatives = _negatives_of(spec, self.dataset)
+        self._negatives = self._negative_items()
 
     def batches_in_epoch(self) -> int:
         """Return the number of batches of a whole epoch, the same on every rank and in every epoch."""
@@ -152,7 +153,7 @@ class TrainingData:
 
     @property
     def num_negative_items(self) -> int | None:
-        """Number of items that uniform negatives are drawn from; None without them."""
+        """Number of items that negatives are drawn from; None without them."""
         return None if self._negatives is None else self._negatives.num_items
 
     def batches_done(self, position: Position) -> int:
@@ -188,6 +189,17 @@ class TrainingData:
         total = torch.from_numpy(counts)
         dist.all_reduce(total, group=self._ranks.control)
         return total
+
+    def _negative_items(self) -> "UniformNegatives | PopularNegatives | None":
+        section = self._spec.model.section
+        if isinstance(section, MIND):
+            counts = self.item_counts().numpy()
+            sampler = LogUniformSampler(counts, len(counts) - EXTRA_ROWS, section.negatives.count)
+            return PopularNegatives(sampler, self._spec.model.item_id, self._spec.training.seed)
+        if isinstance(section, TwoTower) and section.negatives.uniform:
+            items = item_columns(self._spec, [self.dataset])
+            return UniformNegatives(items, section.negatives.uniform, self._spec.training.seed)
+        return None
 
     def _reader(self, position: Position) -> BatchReader:
         return self.dataset.training_epoch(
@@ -227,12 +239,25 @@ class UniformNegatives:
         return {name: column[chosen] for name, column in self._items.items()}
 
 
-def _negatives_of(spec: RecTrainingJobSpec, dataset: MDSDataset) -> UniformNegatives | None:
-    section = spec.model.section
-    if not isinstance(section, TwoTower) or section.negatives.uniform == 0:
-        return None
-    items = item_columns(spec, [dataset])
-    return UniformNegatives(items, section.negatives.uniform, spec.training.seed)
+class PopularNegatives:
+    """Items drawn by popularity, the same for a step and rank whenever it is run.
+
+    Args:
+        sampler: Draws them.
+        item_id: Name of the item feature.
+        seed: Seed of the draws.
+    """
+
+    def __init__(self, sampler: LogUniformSampler, item_id: str, seed: int) -> None:
+        """Hold the sampler."""
+        self._sampler = sampler
+        self._item_id = item_id
+        self._seed = seed
+        self.num_items = sampler.num_items
+
+    def draw(self, step: int, rank: int) -> Columns:
+        """Return the ids of the items of a step."""
+        return {self._item_id: self._sampler.draw(np.random.default_rng((self._seed, step, rank)))}
 
 
 def item_columns(spec: RecTrainingJobSpec, datasets: Sequence[MDSDataset]) -> Columns:

@@ -53,17 +53,6 @@ _DENSE = {
 }
 
 
-def state_bytes_per_row(kind: EmbeddingOptimizerType, embedding_dim: int) -> int:
-    """Return the bytes of optimizer state that one float32 row of a table has."""
-    return {
-        EmbeddingOptimizerType.SGD: 0,
-        EmbeddingOptimizerType.ADAGRAD: 4 * embedding_dim,
-        EmbeddingOptimizerType.ROW_WISE_ADAGRAD: 4,
-        EmbeddingOptimizerType.ADAM: 8 * embedding_dim,
-        EmbeddingOptimizerType.PARTIAL_ROW_WISE_ADAM: 4 * embedding_dim + 4,
-    }[kind]
-
-
 def learning_rate_factor(schedule: Schedule, step: int, total_steps: int) -> float:
     """Return what the learning rate is multiplied by at a step.
 

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from rich.table import Table
 from torch import nn
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
@@ -21,11 +22,11 @@ from torchrec.distributed.types import ShardingPlan
 
 from rectrain.api.errors import UserError
 from rectrain.api.job import RecTrainingJobSpec
+from rectrain.api.models import ModelType
 from rectrain.api.quantities import format_bytes, parse_bytes
-from rectrain.api.tables import EmbeddingTable, embedding_tables
+from rectrain.api.tables import EmbeddingTable, embedding_tables, largest_tables, state_bytes_per_row, table_bytes
 from rectrain.api.training import ComputeKernel, ShardingType
 from rectrain_jobs.training.distributed import Ranks, host_memory_bytes
-from rectrain_jobs.training.optimizers import state_bytes_per_row
 
 _TYPES = {
     ShardingType.DATA_PARALLEL: "data_parallel",
@@ -198,6 +199,11 @@ def imagined_topology(spec: RecTrainingJobSpec, *, devices: int, nodes: int, hbm
     )
 
 
+def sharders() -> list[Any]:
+    """Return torchrec's sharders of the embedding modules that models have: pooled, and a vector for each id."""
+    return [EmbeddingBagCollectionSharder(), EmbeddingCollectionSharder()]
+
+
 def make_plan(
     model: nn.Module, spec: RecTrainingJobSpec, topology: Topology, group: dist.ProcessGroup | None = None
 ) -> tuple[ShardingPlan, PlanReport]:
@@ -222,9 +228,8 @@ def make_plan(
         constraints=constraints,
         debug=False,
     )
-    sharders = [EmbeddingBagCollectionSharder()]
     try:
-        plan = planner.plan(model, sharders) if group is None else planner.collective_plan(model, sharders, group)
+        plan = planner.plan(model, sharders()) if group is None else planner.collective_plan(model, sharders(), group)
     except PlannerError as error:
         raise UserError(explain_misfit(spec, topology, error)) from None
     return plan, replace(report_plan(plan, spec, topology), memory_of_rank=chosen.memory_of_rank)
@@ -285,11 +290,8 @@ def explain_misfit(spec: RecTrainingJobSpec, topology: Topology, error: PlannerE
     device = "GPU" if topology.compute_device == "cuda" else "rank"
     storage = topology.devices[0].storage
     capacity = storage.hbm if topology.compute_device == "cuda" else storage.ddr
-    sizes = sorted(((table_bytes(t, spec), t) for t in embedding_tables(spec)), key=lambda pair: -pair[0])
-    total = sum(size for size, _ in sizes)
-    largest = "; ".join(
-        f"{t.name} {format_bytes(size)} ({t.num_embeddings:,} x {t.embedding_dim})" for size, t in sizes[:5]
-    )
+    total = sum(table_bytes(table, spec) for table in embedding_tables(spec))
+    largest = largest_tables(spec)
     reason = " ".join(str(error).split())
     constrained = [c.table for c in spec.sharding.constraints]
     if total <= 0.85 * capacity * topology.world_size and constrained:
@@ -309,12 +311,6 @@ def explain_misfit(spec: RecTrainingJobSpec, topology: Topology, error: PlannerE
         f"{topology.world_size} {device}s of {format_bytes(capacity)} keep about 15% for the rest. "
         f"Largest tables: {largest}. What would make it fit: {'; or '.join(remedies)}"
     )
-
-
-def table_bytes(table: EmbeddingTable, spec: RecTrainingJobSpec) -> int:
-    """Return the bytes of a table's float32 weights and optimizer state."""
-    optimizer = spec.training.optimizers.embedding.type
-    return table.num_embeddings * (4 * table.embedding_dim + state_bytes_per_row(optimizer, table.embedding_dim))
 
 
 def _shards(table: EmbeddingTable, sharding: Any, spec: RecTrainingJobSpec, world_size: int) -> Iterable[Shard]:
@@ -345,11 +341,27 @@ def _constraints(spec: RecTrainingJobSpec, device: str) -> dict[str, ParameterCo
         kernels = default_kernels if constraint is None or constraint.kernels is None else constraint.kernels
         if device == "cpu":
             _check_cpu(table.name, types, kernels)
+            if spec.model.type is ModelType.MIND:
+                types, kernels = _unpooled_on_cpu(table.name, types, kernels)
         constraints[table.name] = ParameterConstraints(
             sharding_types=[_TYPES[t] for t in types],
             compute_kernels=[_KERNELS[k] for k in kernels],
         )
     return constraints
+
+
+def _unpooled_on_cpu(
+    table: str, types: Sequence[ShardingType], kernels: Sequence[ComputeKernel]
+) -> tuple[list[ShardingType], list[ComputeKernel]]:
+    """Leave out what pools a table that is to be looked up id by id: FBGEMM's dense CPU kernel (its issue 4586)."""
+    left: list[ShardingType] = [t for t in types if t is not ShardingType.DATA_PARALLEL]
+    if not left or ComputeKernel.FUSED not in kernels:
+        field, value = ("types", types) if not left else ("kernels", kernels)
+        raise UserError(
+            f"spec.sharding.constraints[{table}].{field}: {', '.join(value)} needs GPUs for a MIND model; on CPU "
+            f"{'TableWise or ColumnWise' if not left else 'Fused'} must be among them"
+        )
+    return left, [ComputeKernel.FUSED]
 
 
 def _check_cpu(table: str, types: Sequence[ShardingType], kernels: Sequence[ComputeKernel]) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from rectrain.api.job import RecTrainingJob
@@ -29,7 +28,7 @@ from rectrain_jobs.training.data import TrainingBatch, TrainingData
 from rectrain_jobs.training.distributed import Ranks
 from rectrain_jobs.training.optimizers import ModelOptimizer, fuse_embedding_optimizer
 from rectrain_jobs.training.output import RunOutput
-from rectrain_jobs.training.plan import make_plan, topology_of
+from rectrain_jobs.training.plan import make_plan, sharders, topology_of
 from rectrain_jobs.training.progress import ProgressDisplay, Snapshot, Throughput
 from rectrain_jobs.training.validation import Validation
 
@@ -156,9 +155,7 @@ class Trainer:
         plan, self.plan = make_plan(task, spec, topology_of(ranks, spec), dist.group.WORLD)
         if spec.model.is_retrieval:
             task.set_item_counts(self.data.item_counts(), self.data.num_negative_items)
-        self.model = DistributedModelParallel(
-            task, device=ranks.device, plan=plan, sharders=[EmbeddingBagCollectionSharder()]
-        )
+        self.model = DistributedModelParallel(task, device=ranks.device, plan=plan, sharders=sharders())
         self.optimizer = ModelOptimizer(self.model, spec.training.optimizers, self.total_steps)
         self.pipeline = TrainPipelineSparseDist(
             self.model,

@@ -17,7 +17,7 @@ from rectrain_jobs.evaluation.items import ItemCorpus, ItemLists
 from rectrain_jobs.evaluation.pointwise import PointwiseMetrics
 from rectrain_jobs.evaluation.ranking import UserChunk, rank_all_items
 from rectrain_jobs.models.ranking import RankingModel
-from rectrain_jobs.models.two_tower import TwoTower
+from rectrain_jobs.models.registry import Model, RetrievalModel
 from rectrain_jobs.training.data import SCAN_ROWS, Columns, RowChecker, item_columns, open_dataset
 from rectrain_jobs.training.distributed import Ranks
 
@@ -39,7 +39,7 @@ class Validation:
         self._ranking = _RankingValidation(job, ranks, ranking) if ranking else None
 
     @torch.no_grad()
-    def evaluate(self, model: TwoTower | RankingModel) -> dict[str, float]:
+    def evaluate(self, model: Model) -> dict[str, float]:
         """Return the metrics by name, the same on every rank; all ranks call it.
 
         Args:
@@ -55,7 +55,9 @@ class Validation:
             if self._pointwise is not None:
                 values |= self._pointwise.evaluate(model)
             if self._ranking is not None:
-                assert isinstance(model, TwoTower), "a rule of the job lets only retrieval models have ranking metrics"
+                assert not isinstance(model, RankingModel), (
+                    "a rule of the job lets only retrieval models have ranking metrics"
+                )
                 values |= self._ranking.evaluate(model)
         finally:
             model.train(was_training)
@@ -73,7 +75,7 @@ class _PointwiseValidation:
         self._dataset = _open_validation(job, self._builder.columns)
         self._checker = RowChecker(job.spec, self._dataset)
 
-    def evaluate(self, model: TwoTower | RankingModel) -> dict[str, float]:
+    def evaluate(self, model: Model) -> dict[str, float]:
         group, device = self._ranks.control, self._ranks.device
         accumulators: dict[str, PointwiseMetrics] = {}
         for label in self._spec.labels:
@@ -114,7 +116,7 @@ class _RankingValidation:
         user_id = spec.model.user_id
         train_columns = [user_id, *self._item_builder.columns]
         train = open_dataset(job, spec.data.train.uri, train_columns)
-        self._dataset = _open_validation(job, [*self._user_builder.columns, *self._item_builder.columns])
+        self._dataset = _open_validation(job, [user_id, *self._user_builder.columns, *self._item_builder.columns])
         self._checker = RowChecker(spec, self._dataset)
         label = spec.labels[0].name if spec.labels else None
         users, items, rows = _own_pairs(self._dataset, user_id, self._item_id, label, ranks)
@@ -130,11 +132,11 @@ class _RankingValidation:
             self._seen = _lists_of(self.users, train_users[kept], train_items[kept])
         self._items = item_columns(spec, [train, self._dataset])
 
-    def evaluate(self, model: TwoTower) -> dict[str, float]:
+    def evaluate(self, model: RetrievalModel) -> dict[str, float]:
         corpus = self._corpus(model)
         return rank_all_items(self._chunks(model), corpus, self._metrics).values
 
-    def _corpus(self, model: TwoTower) -> ItemCorpus:
+    def _corpus(self, model: RetrievalModel) -> ItemCorpus:
         """Compute the vectors of this rank's share of the items."""
         ids = self._items[self._item_id]
         share = -(-len(ids) // self._ranks.world_size)
@@ -147,7 +149,7 @@ class _RankingValidation:
         vectors = torch.cat(parts)
         return ItemCorpus.sharded(vectors, torch.from_numpy(ids[begin:end]).to(vectors.device))
 
-    def _chunks(self, model: TwoTower) -> Iterator[UserChunk]:
+    def _chunks(self, model: RetrievalModel) -> Iterator[UserChunk]:
         most = torch.tensor([len(self.users)])
         dist.all_reduce(most, dist.ReduceOp.MAX, group=self._ranks.control)
         for first in range(0, int(most), self._batch_size):

@@ -1,24 +1,14 @@
 """What every type of the job has in common."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
 from rectrain.api.quantities import parse_bytes
-
-
-class Problem(NamedTuple):
-    """One thing that is wrong with a job."""
-
-    path: tuple[str | int, ...]
-    """Where: field names (camelCase) and list positions, from the object that was checked."""
-    value: Any
-    """What is there; None where something is missing."""
-    message: str
-    """What would be right: begins with "must" or "is"."""
+from rectrain.api.rules import Problem, Rule
 
 
 class ApiModel(BaseModel):
@@ -36,13 +26,17 @@ class ApiModel(BaseModel):
         protected_namespaces=(),
     )
 
-    def rules(self) -> Iterator[Problem]:
+    RULES: ClassVar[tuple[Rule, ...]] = ()
+    """What has to hold between the fields of this object."""
+
+    def problems(self) -> Iterator[Problem]:
         """Yield what is wrong between the fields of this object. Each field alone is right when this is called."""
-        yield from ()
+        for rule in self.RULES:
+            yield from rule.problems(self)
 
     @model_validator(mode="after")
     def _check_rules(self) -> Self:
-        problems = list(self.rules())
+        problems = list(self.problems())
         if problems:
             text = "; ".join(f"{'.'.join(map(str, p.path))} {p.message}" for p in problems)
             raise PydanticCustomError(RULES_ERROR, "{text}", {"text": text, "problems": problems})
@@ -60,7 +54,7 @@ def _check_quantity(value: str) -> str:
 
 Quantity = Annotated[
     str,
-    StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$"),
+    StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$", max_length=32),
     AfterValidator(_check_quantity),
 ]
 """A number of bytes the way Kubernetes writes it: 512Mi, 80Gi, 1.5G."""
@@ -68,8 +62,20 @@ Quantity = Annotated[
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=63)]
 """The name of a feature, label or embedding table: a column name in shards and a parameter name in the model."""
 
-Port = Annotated[int, Field(ge=1, le=65535)]
+Uri = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
+"""A URI or path."""
+
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def keyed_by(field: str) -> Any:
+    """Return the mark of a list whose elements are told apart by a field: the API server merges them by it."""
+    return Field(json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [field]})
+
+
+WITHOUT_REPEATS = Field(json_schema_extra={"x-kubernetes-list-type": "set"})
+"""The mark of a list that the API server refuses when an element is there twice."""
+
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]

@@ -1,13 +1,12 @@
 """Where the data come from: raw input, shards, object storage, cache and order."""
 
-from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
-from pydantic.alias_generators import to_camel
 
-from rectrain.api.base import ApiModel, Count, Problem, Quantity
+from rectrain.api.base import ApiModel, Count, Quantity, Uri
+from rectrain.api.rules import Rule, forbidden, given, one_of, required
 
 
 class SourceFormat(StrEnum):
@@ -26,19 +25,38 @@ class SourceFormat(StrEnum):
 class DataSource(ApiModel):
     """Raw input that is converted to shards when they are missing or the input has changed."""
 
+    RULES = (
+        *(
+            forbidden(field, ~one_of("format", "Synthetic"), "must be left out: Synthetic makes its rows")
+            for field in ("uri", "validationUri", "validationFraction")
+        ),
+        required("uri", ~one_of("format", "Synthetic"), "is required for format {format}: the raw training input"),
+        forbidden("rows", one_of("format", "Synthetic"), "is only for format Synthetic"),
+        forbidden("delimiter", one_of("format", "Triples"), "is only for format Triples"),
+        Rule(
+            "columns",
+            "is only for formats Triples and Parquet",
+            broken=lambda source: bool(source.columns) and source.format not in ("Triples", "Parquet"),
+            cel='self.columns.size() == 0 || self.format in ["Triples", "Parquet"]',
+        ),
+        forbidden("validationFraction", ~given("validationUri"), "must be left out: validationUri is given"),
+    )
+
     format: SourceFormat
     """Interactions (`user item item ...`), Triples (CSV or TSV with named columns), Sequences (as Interactions, in time
     order, leave-one-out split), LibSVM (`label index:value ...`, one index a field), Criteo (label, 13 integers, 26
     hexadecimal values), ComiRec (`uid,item,time` and `user_id:.. hist_item:.. eval_item:..`), Parquet or Synthetic."""
-    uri: str | None = None
+    uri: Uri | None = None
     """The raw training input: a file, a folder or a pattern; .gz is read as it is. Needed by every format but
     Synthetic."""
-    validation_uri: str | None = None
+    validation_uri: Uri | None = None
     """The raw validation input, where it is separate."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Without validationUri: the share of rows held out for validation, chosen by a hash of their position. Sequences
     hold out each user's last item instead."""
-    columns: dict[str, str] = Field(default_factory=dict)
+    columns: Annotated[
+        dict[Annotated[str, Field(max_length=63)], Annotated[str, Field(max_length=256)]], Field(max_length=2064)
+    ] = Field(default_factory=dict)
     """Triples, Parquet: the source's column for a feature or label of another name."""
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
     """Triples: the column separator. Default: a tab in .tsv, .inter and .item files, else a comma."""
@@ -47,30 +65,11 @@ class DataSource(ApiModel):
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     """Synthetic: seed of the rows. The planted model is always the same."""
 
-    def rules(self) -> Iterator[Problem]:
-        """Yield fields that the format asks for or has no use for."""
-        if self.format is SourceFormat.SYNTHETIC:
-            for field in ("uri", "validation_uri", "validation_fraction"):
-                if getattr(self, field) is not None:
-                    yield Problem(
-                        (to_camel(field),), getattr(self, field), "must be left out: Synthetic makes its rows"
-                    )
-        elif self.uri is None:
-            yield Problem(("uri",), None, f"is required for format {self.format}: the raw training input")
-        if self.rows is not None and self.format is not SourceFormat.SYNTHETIC:
-            yield Problem(("rows",), self.rows, "is only for format Synthetic")
-        if self.delimiter is not None and self.format is not SourceFormat.TRIPLES:
-            yield Problem(("delimiter",), self.delimiter, "is only for format Triples")
-        if self.columns and self.format not in (SourceFormat.TRIPLES, SourceFormat.PARQUET):
-            yield Problem(("columns",), self.columns, "is only for formats Triples and Parquet")
-        if self.validation_uri is not None and self.validation_fraction is not None:
-            yield Problem(("validationFraction",), self.validation_fraction, "must be left out: validationUri is given")
-
 
 class Shards(ApiModel):
     """A dataset of MDS shards."""
 
-    uri: Annotated[str, Field(min_length=1)]
+    uri: Uri
     """Folder of the shards' index.json: s3://bucket/prefix, file:///path or a path relative to the job file."""
 
 
@@ -84,9 +83,9 @@ class SecretRef(ApiModel):
 class ObjectStorage(ApiModel):
     """How s3:// URIs are reached. Credentials come from the environment (AWS_ACCESS_KEY_ID, ...), never the job."""
 
-    endpoint_url: Annotated[str, Field(pattern="^https?://")] | None = None
+    endpoint_url: Annotated[str, Field(pattern="^https?://", max_length=2048)] | None = None
     """Endpoint of an S3-compatible server such as MinIO. Default: AWS."""
-    region: str | None = None
+    region: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     """Region of the buckets."""
     credentials_secret_ref: SecretRef | None = None
     """On Kubernetes: the Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."""
@@ -95,7 +94,7 @@ class ObjectStorage(ApiModel):
 class Cache(ApiModel):
     """Local copies of remote or compressed shards."""
 
-    directory: str | None = None
+    directory: Uri | None = None
     """Folder of the cache. Default: $RECTRAIN_CACHE, or ~/.cache/rectrain/shards."""
     size_limit: Quantity = "50Gi"
     """The least recently used shards are removed above it."""
@@ -124,6 +123,17 @@ class Shuffle(ApiModel):
 
 class DataSpec(ApiModel):
     """The data of a job: shards, and the raw input they are made from."""
+
+    RULES = (
+        Rule(
+            "validation",
+            "is required: source.validationUri is converted to it",
+            broken=lambda data: (
+                data.source is not None and data.source.validation_uri is not None and data.validation is None
+            ),
+            cel="has(self.validation) || !has(self.source) || !has(self.source.validationUri)",
+        ),
+    )
 
     source: DataSource | None = None
     """Raw input: converted first when the shards are missing or the input's digest has changed."""

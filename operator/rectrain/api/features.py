@@ -1,14 +1,13 @@
 """Features and labels: what a row of training data holds, and how raw values become it."""
 
-from collections.abc import Iterator
 from enum import StrEnum
 from itertools import pairwise
 from typing import Annotated
 
 from pydantic import Field
-from pydantic.alias_generators import to_camel
 
-from rectrain.api.base import ApiModel, Count, Name, Problem
+from rectrain.api.base import WITHOUT_REPEATS, ApiModel, Count, Name
+from rectrain.api.rules import Rule, forbidden, given, one_of, required
 
 
 class FeatureKind(StrEnum):
@@ -24,6 +23,7 @@ class Side(StrEnum):
 
     USER = "User"
     ITEM = "Item"
+    NONE = "None"
 
 
 class Encoding(StrEnum):
@@ -64,15 +64,56 @@ class Padding(StrEnum):
     RIGHT = "Right"
 
 
+_OF_IDS = ("encoding", "cardinality", "minCount", "unknown", "embeddingDim", "table")
+_FIELDS_OF_KINDS = (
+    (_OF_IDS, ("Categorical", "Sequence")),
+    (("of", "maxLength", "padding", "pooling"), ("Sequence",)),
+    (("transform", "boundaries", "numBuckets", "fillMissing"), ("Dense",)),
+)
+
+
 class Feature(ApiModel):
     """One column of the data and everything that turns a raw value into what the model reads."""
+
+    RULES = (
+        *(
+            forbidden(field, one_of("kind", *kinds), f"is not for a {{kind}} feature, only for {' and '.join(kinds)}")
+            for fields, kinds in _FIELDS_OF_KINDS
+            for field in fields
+        ),
+        required(
+            "maxLength",
+            one_of("kind", "Sequence"),
+            "is required for a Sequence feature: the longest list that is kept",
+        ),
+        *(forbidden(field, ~given("of"), "must be left out: `of: {of}` says it") for field in _OF_IDS),
+        required(
+            "cardinality",
+            one_of("kind", "Categorical", "Sequence") & ~given("of"),
+            "is required for a {kind} feature: the number of its ids",
+        ),
+        forbidden("minCount", one_of("encoding", "Vocabulary"), "is only for encoding Vocabulary"),
+        forbidden("unknown", ~one_of("encoding", "Hashing"), "is not for encoding Hashing, which knows every value"),
+        forbidden("boundaries", one_of("transform", "Bucket"), "is only for transform Bucket"),
+        forbidden("numBuckets", one_of("transform", "Bucket"), "is only for transform Bucket"),
+        Rule(
+            "boundaries",
+            "must be one or more increasing numbers",
+            broken=lambda feature: feature.boundaries is not None and not _increase(feature.boundaries),
+            # That no number is there twice, the API server knows and says itself.
+            cel="!has(self.boundaries) || (self.boundaries.size() > 0 && self.boundaries.isSorted())",
+        ),
+        forbidden("numBuckets", ~given("boundaries"), "must be left out when boundaries are given"),
+    )
 
     name: Name
     """Name of the feature; the column of the shards has the same name."""
     kind: FeatureKind
     """Categorical (an id), Dense (a number) or Sequence (a list of ids of one categorical)."""
     side: Side | None = None
-    """The tower that reads the feature: User or Item. Retrieval models need it, ranking models ignore it."""
+    """The tower that reads the feature: User or Item. Retrieval models need it, ranking models ignore it. None is for
+    model.userId alone: users are told apart by it, and no embedding of it is learnt, so that users who are not in the
+    training data are served like any other."""
     encoding: Encoding | None = None
     """Categorical and Sequence: Identity (ids 0 to cardinality - 1, the default), Vocabulary (values learnt from the
     training data) or Hashing (any value, hashed into cardinality rows)."""
@@ -100,56 +141,16 @@ class Feature(ApiModel):
     transform: Transform | None = None
     """Dense: None (default), Standard (mean 0, variance 1 over the training data), Log (sign(x) * log(1 + abs(x))) or
     Bucket (the number of the interval between boundaries, scaled to 0..1)."""
-    boundaries: list[float] | None = None
+    boundaries: Annotated[list[float], Field(max_length=1000), WITHOUT_REPEATS] | None = None
     """Dense with Bucket: increasing boundaries; without them quantiles of the training data are used."""
     num_buckets: Annotated[int, Field(ge=2, le=65536)] | None = None
     """Dense with Bucket and no boundaries: number of quantile buckets. Default 16."""
     fill_missing: float | None = None
     """Dense: the raw value that stands for a missing one, before the transform. Default 0."""
 
-    def rules(self) -> Iterator[Problem]:
-        """Yield fields that do not go with the kind, encoding or transform, and those that they ask for."""
-        for field, kinds in _KINDS_OF_FIELD.items():
-            value = getattr(self, field)
-            if value is not None and self.kind not in kinds:
-                yield _problem(field, value, f"is not for a {self.kind} feature, only for {' and '.join(kinds)}")
-        if self.kind is FeatureKind.SEQUENCE:
-            yield from self._sequence_rules()
-        if self.kind is not FeatureKind.DENSE and self.of is None and self.cardinality is None:
-            yield _problem("cardinality", None, f"is required for a {self.kind} feature: the number of its ids")
-        if self.min_count is not None and self.encoding is not Encoding.VOCABULARY:
-            yield _problem("min_count", self.min_count, "is only for encoding Vocabulary")
-        if self.unknown is not None and self.encoding is Encoding.HASHING:
-            yield _problem("unknown", self.unknown, "is not for encoding Hashing, which knows every value")
-        if self.transform is not Transform.BUCKET:
-            for field in ("boundaries", "num_buckets"):
-                if getattr(self, field) is not None:
-                    yield _problem(field, getattr(self, field), "is only for transform Bucket")
-        if self.boundaries is not None:
-            if not self.boundaries or any(low >= high for low, high in pairwise(self.boundaries)):
-                yield _problem("boundaries", self.boundaries, "must be one or more increasing numbers")
-            if self.num_buckets is not None:
-                yield _problem("num_buckets", self.num_buckets, "must be left out when boundaries are given")
 
-    def _sequence_rules(self) -> Iterator[Problem]:
-        if self.max_length is None:
-            yield _problem("max_length", None, "is required for a Sequence feature: the longest list that is kept")
-        if self.of is not None:
-            for field in ("encoding", "cardinality", "min_count", "unknown", "embedding_dim", "table"):
-                if getattr(self, field) is not None:
-                    yield _problem(field, getattr(self, field), f"must be left out: `of: {self.of}` says it")
-
-
-_IDS = (FeatureKind.CATEGORICAL, FeatureKind.SEQUENCE)
-_KINDS_OF_FIELD = {
-    **dict.fromkeys(("encoding", "cardinality", "min_count", "unknown", "embedding_dim", "table"), _IDS),
-    **dict.fromkeys(("of", "max_length", "padding", "pooling"), (FeatureKind.SEQUENCE,)),
-    **dict.fromkeys(("transform", "boundaries", "num_buckets", "fill_missing"), (FeatureKind.DENSE,)),
-}
-
-
-def _problem(field: str, value: object, message: str) -> Problem:
-    return Problem((to_camel(field),), value, message)
+def _increase(numbers: list[float]) -> bool:
+    return bool(numbers) and all(low < high for low, high in pairwise(numbers))
 
 
 class Task(StrEnum):
@@ -164,6 +165,11 @@ class Task(StrEnum):
 class Label(ApiModel):
     """One target of the model."""
 
+    RULES = (
+        required("numClasses", one_of("task", "MultiClass", "MultiLabel"), "is required for task {task}"),
+        forbidden("numClasses", one_of("task", "MultiClass", "MultiLabel"), "is not for task {task}"),
+    )
+
     name: Name
     """Name of the label; the column of the shards has the same name."""
     task: Task
@@ -173,11 +179,3 @@ class Label(ApiModel):
     """MultiClass and MultiLabel: the number of classes."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Weight of this label's loss in the sum over labels."""
-
-    def rules(self) -> Iterator[Problem]:
-        """Yield a number of classes that is missing or has no use."""
-        has_classes = self.task in (Task.MULTI_CLASS, Task.MULTI_LABEL)
-        if has_classes and self.num_classes is None:
-            yield Problem(("numClasses",), None, f"is required for task {self.task}")
-        if not has_classes and self.num_classes is not None:
-            yield Problem(("numClasses",), self.num_classes, f"is not for task {self.task}")

@@ -10,11 +10,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from rectrain.api.base import RULES_ERROR, Problem
+from rectrain.api.base import RULES_ERROR
 from rectrain.api.errors import UserError
 from rectrain.api.job import RecTrainingJob
 from rectrain.api.overrides import apply_override
 from rectrain.api.paths import format_path, model_at
+from rectrain.api.rules import Problem
 from rectrain.api.yaml_text import dump_yaml, load_yaml
 
 

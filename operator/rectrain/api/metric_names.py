@@ -184,6 +184,16 @@ class MetricName:
         return value if self.direction == "maximize" else -value
 
 
+METRIC_PATTERN = (
+    "^("
+    + "|".join(
+        definition.kind + {"none": "", "optional": "(@[1-9][0-9]*)?", "required": "@[1-9][0-9]*"}[definition.cutoff]
+        for definition in DEFINITIONS.values()
+    )
+    + ")$"
+)
+"""Pattern that all names match, and nothing else."""
+
 _NAME = re.compile(r"(?P<kind>[a-z][a-z0-9_]*)(?:@(?P<k>[1-9][0-9]*))?")
 
 

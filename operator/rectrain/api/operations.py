@@ -1,12 +1,11 @@
-"""Tracking, publishing, workers and run policy: what a job has besides its model and data."""
+"""Tracking, publishing and run policy: what a job has besides its model, data and workers."""
 
-from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from rectrain.api.base import ApiModel, Count, Name, Problem
+from rectrain.api.base import ApiModel, Count, Name, Uri
 from rectrain.api.data import SecretRef
 
 
@@ -15,7 +14,7 @@ class MLflow(ApiModel):
 
     enabled: bool = True
     """Whether the run is recorded."""
-    tracking_uri: str | None = None
+    tracking_uri: Uri | None = None
     """MLflow server or store. Default: $MLFLOW_TRACKING_URI, or a sqlite file beside the run's output."""
     experiment: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """Experiment of the run. Default: the job's name."""
@@ -37,6 +36,15 @@ class Tracking(ApiModel):
     """MLflow."""
 
 
+class Output(ApiModel):
+    """Where a run's results go."""
+
+    uri: Uri | None = None
+    """Folder of the run's state and results: checkpoints (without training.checkpoint.uri), metrics, plan and model
+    bundle. A run with the same folder continues from what is there. Default: `rectrain run` has runs/<name>-<digest>;
+    on Kubernetes a folder of this job below the operator's output folder."""
+
+
 class IndexType(StrEnum):
     """Vector stores."""
 
@@ -49,7 +57,7 @@ class Index(ApiModel):
 
     type: IndexType
     """Faiss (a folder beside the bundle) or Milvus (a server)."""
-    uri: str
+    uri: Uri
     """Address of the server, or folder of the index."""
     collection: Name | None = None
     """Milvus: name that searches use. Default: the job's name with underscores."""
@@ -60,53 +68,6 @@ class Publish(ApiModel):
 
     index: Index | None = None
     """Publish the item vectors to a vector index."""
-
-
-class Elastic(ApiModel):
-    """Range of the number of workers."""
-
-    min_replicas: Count
-    """Smallest number of workers that training goes on with."""
-    max_replicas: Count
-    """Largest number of workers."""
-
-    def rules(self) -> Iterator[Problem]:
-        """Yield a range that is empty."""
-        if self.min_replicas > self.max_replicas:
-            yield Problem(("minReplicas",), self.min_replicas, f"must be at most maxReplicas, {self.max_replicas}")
-
-
-def _check_amount(value: Any) -> Any:
-    if not isinstance(value, str | int) or isinstance(value, bool):
-        raise ValueError("must be text such as 500m or 16Gi, or a whole number")
-    return value
-
-
-class Workers(ApiModel):
-    """Where the job runs: pods on Kubernetes, processes on one machine."""
-
-    replicas: Count = 1
-    """Number of pods. `rectrain run` starts one process for each process of each."""
-    processes_per_replica: Count = 1
-    """Processes in a pod: one for each GPU."""
-    image: str | None = None
-    """Worker image. Default: the operator's."""
-    resources: dict[str, dict[str, Annotated[str | int, BeforeValidator(_check_amount)]]] | None = None
-    """Requests and limits of a worker, as in a container."""
-    elastic: Elastic | None = None
-    """Let the number of workers change while the job runs."""
-    template: dict[str, Any] | None = None
-    """A PodTemplateSpec that is merged into the pods, by name."""
-
-    def rules(self) -> Iterator[Problem]:
-        """Yield a number of replicas outside the elastic range."""
-        if self.elastic and not self.elastic.min_replicas <= self.replicas <= self.elastic.max_replicas:
-            yield Problem(("replicas",), self.replicas, "must be between elastic.minReplicas and elastic.maxReplicas")
-
-    @property
-    def world_size(self) -> int:
-        """Number of ranks."""
-        return self.replicas * self.processes_per_replica
 
 
 class CleanPodPolicy(StrEnum):

@@ -3,6 +3,7 @@
 import re
 import types
 import typing
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel
@@ -55,6 +56,15 @@ def model_at(root: type[BaseModel], path: tuple[str | int, ...]) -> type[BaseMod
         else:
             return None
     return found if isinstance(found, type) and issubclass(found, BaseModel) else None
+
+
+def fields_with_models(root: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield every field below a type whose value has fields itself, with the type of that value."""
+    for name, field in root.model_fields.items():
+        inner = _inner_model(field.annotation)
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield name, inner
+            yield from fields_with_models(inner)
 
 
 def _inner_model(annotation: Any) -> Any:

@@ -28,7 +28,8 @@ class _JobSchema(GenerateJsonSchema):
         return tidy
 
     def get_default_value(self, schema: Any) -> Any:
-        if "default_factory" in schema:
+        # A default that comes from other fields is no static one.
+        if "default_factory" in schema and not schema.get("default_factory_takes_data"):
             return schema["default_factory"]()
         return super().get_default_value(schema)
 

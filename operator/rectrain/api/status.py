@@ -1,11 +1,13 @@
 """What is observed of a job: conditions, progress and results. Written by the controller, never by users."""
 
+from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
+from typing import Annotated
 
 from pydantic import Field
 
-from rectrain.api.base import ApiModel
+from rectrain.api.base import ApiModel, keyed_by
 
 
 class ConditionStatus(StrEnum):
@@ -16,10 +18,24 @@ class ConditionStatus(StrEnum):
     UNKNOWN = "Unknown"
 
 
+class State(StrEnum):
+    """The state of a job in one word, for people: what its conditions, which programs read, come to."""
+
+    PENDING = "Pending"
+    SUSPENDED = "Suspended"
+    RUNNING = "Running"
+    RESTARTING = "Restarting"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+_STRONGEST_FIRST = (State.FAILED, State.SUCCEEDED, State.SUSPENDED, State.RESTARTING, State.RUNNING)
+
+
 class Condition(ApiModel):
     """One aspect of the job's state, in the form of metav1.Condition."""
 
-    type: str
+    type: Annotated[str, Field(max_length=316)]
     """Suspended, Running, Restarting, Succeeded, Failed, DataPrepared."""
     status: ConditionStatus
     """True, False or Unknown."""
@@ -27,9 +43,9 @@ class Condition(ApiModel):
     """Generation of the job that the condition is about."""
     last_transition_time: datetime
     """When the status last changed."""
-    reason: str
+    reason: Annotated[str, Field(max_length=1024)]
     """The cause, as one CamelCase word."""
-    message: str = ""
+    message: Annotated[str, Field(max_length=32768)] = ""
     """The cause, for people."""
 
 
@@ -40,6 +56,8 @@ class Progress(ApiModel):
     """Steps done."""
     total_steps: int
     """Steps in all."""
+    completed: str = Field(default_factory=lambda told: _percentage(told["step"], told["total_steps"]))
+    """Share of the steps that are done, such as 45%; for people."""
     epoch: int
     """Current epoch, from 0."""
     examples_per_second: float
@@ -50,6 +68,10 @@ class Progress(ApiModel):
     """Time left."""
     last_update_time: datetime
     """When this was read."""
+
+
+def _percentage(step: int, total_steps: int) -> str:
+    return f"{min(100, 100 * step // max(1, total_steps))}%"
 
 
 class MetricValue(ApiModel):
@@ -64,7 +86,7 @@ class MetricValue(ApiModel):
 class Results(ApiModel):
     """What a job has given."""
 
-    metrics: list[MetricValue] = Field(default_factory=list)
+    metrics: Annotated[list[MetricValue], keyed_by("name")] = Field(default_factory=list)
     """Final metrics."""
     mlflow_run_id: str | None = None
     """Run in MLflow."""
@@ -79,13 +101,29 @@ class Results(ApiModel):
 class Status(ApiModel):
     """The observed state of a job."""
 
-    conditions: list[Condition] = Field(default_factory=list)
+    state: State | None = None
+    """The state in one word, for people: a column of `kubectl get` cannot pick a condition by its type. Programs read
+    the conditions."""
+    conditions: Annotated[list[Condition], keyed_by("type")] = Field(default_factory=list)
     """Aspects of the state, one of each type."""
     progress: Progress | None = None
     """How far training is."""
     results: Results | None = None
     """What the job has given."""
     restarts: int = 0
-    """Restarts so far."""
+    """Restarts after failures so far; runPolicy.maxRestarts bounds them."""
+    attempt: int = 0
+    """Number of the current attempt, from 0. Also grows by restarts that are no failures, as after a preemption."""
+    start_time: datetime | None = None
+    """When the workers were first let run, since the job was created or resumed; runPolicy.activeDeadlineSeconds counts
+    from it."""
+    restart_after: datetime | None = None
+    """While the job waits to be restarted: the next attempt begins no earlier."""
     observed_generation: int | None = None
     """Generation of the job that was last acted on."""
+
+
+def state_of(conditions: Iterable[Condition]) -> State:
+    """Return the one word that a job's conditions come to."""
+    true = {condition.type for condition in conditions if condition.status is ConditionStatus.TRUE}
+    return next((state for state in _STRONGEST_FIRST if state in true), State.PENDING)

@@ -1,13 +1,13 @@
 """Training: length, optimizers, checkpoints, sharding and evaluation."""
 
-from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from rectrain.api.base import ApiModel, Count, Fraction, Name, NonNegative, Positive, Problem, Quantity
-from rectrain.api.metric_names import parse_metric
+from rectrain.api.base import ApiModel, Count, Fraction, Name, NonNegative, Positive, Quantity, Uri, keyed_by
+from rectrain.api.metric_names import METRIC_PATTERN, parse_metric
+from rectrain.api.rules import Rule
 
 
 def _check_metric(name: str) -> str:
@@ -15,7 +15,10 @@ def _check_metric(name: str) -> str:
     return name
 
 
-Metric = Annotated[str, AfterValidator(_check_metric)]
+# The pattern is for schemas; what parse_metric says of a wrong name is more helpful.
+Metric = Annotated[
+    str, Field(max_length=64, json_schema_extra={"pattern": METRIC_PATTERN}), AfterValidator(_check_metric)
+]
 """Name of a metric, such as auc or recall@20."""
 
 
@@ -51,6 +54,15 @@ class EmbeddingOptimizerType(StrEnum):
 class EmbeddingOptimizer(ApiModel):
     """Optimizer of the embedding tables, applied in the backward pass to the rows that a batch touched."""
 
+    RULES = (
+        Rule(
+            "weightDecay",
+            "must be 0 with {type}; RowWiseAdagrad and Adam have it",
+            broken=lambda optimizer: optimizer.weight_decay > 0 and optimizer.type in ("SGD", "Adagrad"),
+            cel='!has(self.weightDecay) || self.weightDecay == 0.0 || !(self.type in ["SGD", "Adagrad"])',
+        ),
+    )
+
     type: EmbeddingOptimizerType = EmbeddingOptimizerType.ROW_WISE_ADAGRAD
     """SGD, Adagrad and RowWiseAdagrad run on CPU and GPU; Adam and PartialRowWiseAdam on GPU."""
     learning_rate: Positive = 0.02
@@ -63,13 +75,6 @@ class EmbeddingOptimizer(ApiModel):
     """Learning rate over the steps."""
     clip_value: Positive | None = None
     """Largest absolute value of a gradient's element."""
-
-    def rules(self) -> Iterator[Problem]:
-        """Yield a weight decay that the optimizer does not have."""
-        if self.weight_decay and self.type in (EmbeddingOptimizerType.SGD, EmbeddingOptimizerType.ADAGRAD):
-            yield Problem(
-                ("weightDecay",), self.weight_decay, f"must be 0 with {self.type}; RowWiseAdagrad and Adam have it"
-            )
 
 
 class DenseOptimizerType(StrEnum):
@@ -119,7 +124,7 @@ class EarlyStopping(ApiModel):
 class Checkpoint(ApiModel):
     """Sharded checkpoints, from which a restart continues."""
 
-    uri: str | None = None
+    uri: Uri | None = None
     """Folder of the checkpoints: s3://bucket/prefix, file:///path or a path. Default: checkpoints in the run's
     output."""
     every_steps: Count | None = None
@@ -187,9 +192,9 @@ class TableConstraint(ApiModel):
 
     table: Name
     """Name of the embedding table."""
-    types: list[ShardingType] | None = None
+    types: Annotated[list[ShardingType], Field(min_length=1, max_length=7)] | None = None
     """Allowed sharding types. Default: all that the device has."""
-    kernels: list[ComputeKernel] | None = None
+    kernels: Annotated[list[ComputeKernel], Field(min_length=1, max_length=4)] | None = None
     """Allowed compute kernels. Default: all that the device has."""
 
 
@@ -200,14 +205,16 @@ class Sharding(ApiModel):
     """Memory of a GPU that the planner may use. Default: measured on the device."""
     host_memory_per_rank: Quantity | None = None
     """Main memory of a rank that the planner may use. Default: the machine's memory divided by its ranks."""
-    constraints: list[TableConstraint] = Field(default_factory=list)
+    constraints: Annotated[list[TableConstraint], Field(max_length=2000), keyed_by("table")] = Field(
+        default_factory=list
+    )
     """What may be chosen for single tables."""
 
 
 class Evaluation(ApiModel):
     """What is measured on the validation data, and when."""
 
-    metrics: list[Metric] | None = None
+    metrics: Annotated[list[Metric], Field(max_length=64)] | None = None
     """Names of metrics. Default: recall@20, ndcg@20 and hit_rate@20 for retrieval models; auc and log_loss, rmse, or
     accuracy for the tasks of other models."""
     every_steps: Count | None = None

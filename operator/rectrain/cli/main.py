@@ -51,6 +51,7 @@ class RectrainGroup(click.Group):
     commands=[
         lazy_command("validate", "Check job files and name every problem.", "rectrain.cli.validate:validate"),
         lazy_command("explain", "Show what a field of the job means.", "rectrain.cli.explain:explain"),
+        lazy_command("render", "Print the Kubernetes objects of a job.", "rectrain.cli.render:render"),
         lazy_command("schema", "Print the JSON Schema of job files, for editors.", "rectrain.cli.schema:schema"),
     ],
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -1,0 +1,36 @@
+"""``python -m rectrain_jobs.training.torchrun ...``: torchrun, with its options, that ends as its ranks end.
+
+torchrun itself exits with 1 whatever happened. Whoever watches a pod has to tell wrong data, which no restart mends,
+from a lost peer, and a checkpoint that was saved on SIGTERM from a failure.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main as torchrun
+
+_SIGNALS = 128
+"""What shells and Kubernetes add to the number of the signal that ended a process."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run torchrun and return the exit code of the rank that failed first, or 128 and the signal that came.
+
+    Args:
+        args: Arguments of torchrun. Default: those of the process.
+    """
+    try:
+        torchrun(args)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        print(f"error: rank {rank} ended with exit code {failure.exitcode}", file=sys.stderr)
+        return failure.exitcode if failure.exitcode > 0 else _SIGNALS - failure.exitcode
+    except SignalException as error:
+        return _SIGNALS + int(error.sigval)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""What a job's pod template may not say, because the job itself says it."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rectrain.api.rules import Problem
+
+CONTAINER = "pytorch"
+"""Name of the worker's container; the training operator knows it by this name."""
+
+PROGRESS_PORT_NAME, PROGRESS_PORT = "progress", 8471
+"""Port of a worker pod on which rank 0 serves /progress and /metrics."""
+
+RENDEZVOUS_PORT_NAME, RENDEZVOUS_PORT = "pytorchjob-port", 23456
+"""Port on which the ranks of a job find each other; name and number are the training operator's."""
+
+JOB_FOLDER, CACHE_FOLDER = "/etc/rectrain", "/var/cache/rectrain"
+"""Folders of a worker's container that hold the job file and the local copies of shards."""
+
+VOLUME_PREFIX = "rectrain-"
+MOUNT_PATHS = (JOB_FOLDER, CACHE_FOLDER, "/dev/shm", "/tmp")
+OWN_LABELS = ("app.kubernetes.io/", "rectrain.io/", "training.kubeflow.org/")
+
+_OWN_ENV = ("RECTRAIN_", "PET_", "TORCHELASTIC_")
+_OWN_ENV_NAMES = {
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "NODE_RANK"),
+    *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+}
+_POD_FIELDS = {
+    "restartPolicy": "must be left out: the operator restarts all workers together, up to runPolicy.maxRestarts times",
+    "automountServiceAccountToken": "must be left out: workers call no Kubernetes API",
+    "hostname": "must be left out: the training operator names the pods",
+    "subdomain": "must be left out: the training operator names the pods",
+}
+_CONTAINER_FIELDS = {
+    "command": "must be left out: a worker runs the job",
+    "args": "must be left out: a worker runs the job",
+    "image": "must be left out: set workers.image",
+    "resources": "must be left out: set workers.resources",
+    "workingDir": "must be left out: a worker runs in /tmp",
+    "terminationMessagePath": "must be left out: the operator reads the result from it",
+    "terminationMessagePolicy": "must be left out: the operator reads the result from it",
+}
+_ELEMENT_KEYS = {
+    "containers": "name",
+    "initContainers": "name",
+    "volumes": "name",
+    "env": "name",
+    "volumeMounts": "mountPath",
+    "ports": "containerPort",
+    "imagePullSecrets": "name",
+}
+"""Lists of a pod template whose elements are told apart by a key, as the API server does it."""
+
+
+def list_key(field: str) -> str | None:
+    """Return the key by which elements of a list of a pod template are merged; None where they are appended."""
+    return _ELEMENT_KEYS.get(field)
+
+
+def reserved_parts(template: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield what a user's PodTemplateSpec sets although it is the job's, and what has not the form of a template."""
+    for problem in _shape_problems(template):
+        yield problem
+        return
+    for field in template:
+        if field not in ("metadata", "spec"):
+            yield Problem((field,), None, "is not a field of a PodTemplateSpec, which has metadata and spec")
+    for kind in ("labels", "annotations"):
+        for name in (template.get("metadata") or {}).get(kind) or {}:
+            if name.startswith(OWN_LABELS):
+                domain = name.partition("/")[0]
+                yield Problem(("metadata", kind, name), None, f"must be left out: {domain}/ is the operator's")
+    spec = template.get("spec") or {}
+    for field, message in _POD_FIELDS.items():
+        if field in spec:
+            yield Problem(("spec", field), spec[field], message)
+    for position, volume in enumerate(spec.get("volumes") or []):
+        if str(volume["name"]).startswith(VOLUME_PREFIX):
+            yield Problem(("spec", "volumes", position, "name"), volume["name"], f"must not begin with {VOLUME_PREFIX}")
+    for position, container in enumerate(spec.get("containers") or []):
+        if container["name"] == CONTAINER:
+            for problem in _container_problems(container):
+                yield problem._replace(path=("spec", "containers", position, *problem.path))
+
+
+def _container_problems(container: Mapping[str, Any]) -> Iterator[Problem]:
+    for field, message in _CONTAINER_FIELDS.items():
+        if field in container:
+            yield Problem((field,), container[field], message)
+    for position, variable in enumerate(container.get("env") or []):
+        name = str(variable["name"])
+        if name.startswith(_OWN_ENV) or name in _OWN_ENV_NAMES:
+            yield Problem(("env", position, "name"), name, "must be left out: torchrun or the operator sets it")
+    for position, mount in enumerate(container.get("volumeMounts") or []):
+        if str(mount["mountPath"]).rstrip("/") in MOUNT_PATHS:
+            taken = ", ".join(MOUNT_PATHS)
+            yield Problem(("volumeMounts", position, "mountPath"), mount["mountPath"], f"must be none of {taken}")
+    for position, port in enumerate(container.get("ports") or []):
+        if port["containerPort"] in (PROGRESS_PORT, RENDEZVOUS_PORT):
+            yield Problem(
+                ("ports", position, "containerPort"),
+                port["containerPort"],
+                f"must be neither {PROGRESS_PORT} nor {RENDEZVOUS_PORT}: the worker's own ports",
+            )
+
+
+def _shape_problems(node: Any, path: tuple[str | int, ...] = ()) -> Iterator[Problem]:
+    """Yield where the parts that are merged have another form than Kubernetes gives them."""
+    for field in ("metadata", "spec") if not path else ():
+        if not isinstance(node.get(field), Mapping | None):
+            yield Problem((field,), node[field], "must be a mapping")
+            return
+    for kind in ("labels", "annotations") if not path else ():
+        if not isinstance((node.get("metadata") or {}).get(kind), Mapping | None):
+            yield Problem(("metadata", kind), node["metadata"][kind], "must be a mapping")
+            return
+    if not path:
+        node, path = node.get("spec") or {}, ("spec",)
+    for field, key in _ELEMENT_KEYS.items():
+        elements = node.get(field)
+        if elements is None:
+            continue
+        if not isinstance(elements, list):
+            yield Problem((*path, field), elements, "must be a list")
+            continue
+        for position, element in enumerate(elements):
+            if not isinstance(element, Mapping) or key not in element:
+                yield Problem((*path, field, position), element, f"must be a mapping with {key}")
+            else:
+                yield from _shape_problems(element, (*path, field, position))

@@ -1,0 +1,1 @@
+"""The policies of decide(), one file for each."""

@@ -1,0 +1,42 @@
+"""The shards are made before training, by one conversion for all jobs that want the same ones."""
+
+from datetime import timedelta
+
+from rectrain.controller.conditions import ConditionType
+from rectrain.controller.decision import CreateConfigMap, CreateConversion, DeleteConversion, JoinConversion
+from rectrain.controller.draft import Draft
+from rectrain.controller.observed import Phase
+
+_WAITING = "the data are being converted to shards"
+_PATIENCE = timedelta(seconds=5)
+
+
+def prepare_data(draft: Draft) -> bool:
+    """Settle the pass while the job's shards are being made. Once they are, this job never asks again."""
+    source = draft.definition.spec.data.source
+    if source is None or draft.holds(ConditionType.DATA_PREPARED):
+        return False
+    conversion = draft.observed.conversion
+    is_ours = conversion is not None and draft.job.uid in conversion.owner_uids
+    if conversion is not None and is_ours and conversion.phase is Phase.SUCCEEDED:
+        draft.set(ConditionType.DATA_PREPARED, True, "Converted", f"{source.format} data are in shards")
+        return False
+    draft.set(ConditionType.SUSPENDED, False, "NotSuspended")
+    draft.set(ConditionType.DATA_PREPARED, False, "Converting", _WAITING)
+    draft.set(ConditionType.RUNNING, False, "Converting", _WAITING)
+    if conversion is None:
+        draft.actions += [CreateConfigMap(), CreateConversion()]
+    elif conversion.deleting:
+        draft.look_again(draft.now + _PATIENCE)  # its name is free when it is gone
+    elif not conversion.phase.is_final:
+        if not is_ours:
+            draft.actions.append(JoinConversion(conversion.name, conversion.uid))
+    elif is_ours:
+        draft.set(ConditionType.DATA_PREPARED, False, "ConversionFailed", conversion.message)
+        draft.fail("ConversionFailed", f"Job {conversion.name}: {conversion.message}")
+    else:
+        # It ended before this job asked, and the raw data may have changed since. Another one looks at them again, and
+        # does nothing where the shards are right.
+        draft.actions.append(DeleteConversion(conversion.name, conversion.uid))
+        draft.look_again(draft.now + _PATIENCE)
+    return True

@@ -1,0 +1,34 @@
+"""A job that has ended stays as it ended; its pods are stopped, and it is deleted after its time to live."""
+
+from datetime import timedelta
+
+from rectrain.controller.conditions import ConditionType, find
+from rectrain.controller.decision import DeleteJob
+from rectrain.controller.draft import Draft
+
+
+def keep_finished(draft: Draft) -> bool:
+    """Settle the pass if the job has ended."""
+    ended = next((t for t in (ConditionType.SUCCEEDED, ConditionType.FAILED) if draft.holds(t)), None)
+    if ended is None:
+        return False
+    child = draft.own_child
+    if child is not None and not child.phase.is_final:
+        draft.stop_child()
+    _live(draft, ended)
+    return True
+
+
+def _live(draft: Draft, ended: ConditionType) -> None:
+    """Delete the job when its time to live is over; its children go with it."""
+    if draft.job.definition is None:
+        return
+    ttl = draft.definition.spec.run_policy.ttl_seconds_after_finished
+    condition = find(draft.status.conditions, ended)
+    if ttl is None or condition is None:
+        return
+    until = condition.last_transition_time + timedelta(seconds=ttl)
+    if draft.now >= until:
+        draft.actions = [DeleteJob(draft.job.uid)]
+    else:
+        draft.look_again(until)

@@ -1,0 +1,65 @@
+"""What follows when the workers have ended: the job succeeds, fails, or is restarted as a whole."""
+
+from datetime import datetime, timedelta
+
+from rectrain.controller.classify import Failure, Retry, classify
+from rectrain.controller.conditions import ConditionType
+from rectrain.controller.draft import Draft
+from rectrain.controller.observed import Phase
+from rectrain.controller.results import results_of
+
+_BACKOFF = timedelta(seconds=5)
+_MAX_BACKOFF = timedelta(minutes=5)
+
+
+def take_outcome(draft: Draft) -> bool:
+    """Settle the pass if the current attempt has ended.
+
+    Nothing is deleted here: the status that says how the attempt ended has to be written first.
+    """
+    child = draft.current_child
+    if child is None or not child.phase.is_final:
+        return False
+    if child.phase is Phase.SUCCEEDED:
+        _succeed(draft)
+        return True
+    failure = classify(child, draft.pods)
+    restarts, allowed = draft.status.restarts, draft.definition.spec.run_policy.max_restarts
+    if failure.retry is Retry.NEVER:
+        draft.fail(failure.reason, failure.message)
+    elif failure.retry is Retry.COUNTED and restarts >= allowed:
+        draft.fail(
+            "MaxRestartsExceeded" if allowed else failure.reason,
+            f"failed after {restarts} restarts, the most that runPolicy.maxRestarts allows; last: {failure.message}"
+            if allowed
+            else failure.message,
+        )
+    else:
+        _restart(draft, failure)
+    return True
+
+
+def backoff(restarts: int) -> timedelta:
+    """Return how long to wait before an attempt: 5 s after the first failure, doubling, at most 5 min."""
+    return min(_BACKOFF * (1 << min(max(restarts - 1, 0), 10)), _MAX_BACKOFF)
+
+
+def _succeed(draft: Draft) -> None:
+    results = results_of(draft.pods)
+    if results is not None:
+        draft.update(results=results)
+    message = "the model is trained" if results is not None else "the model is trained; the workers left no results"
+    draft.set(ConditionType.RUNNING, False, "TrainingCompleted")
+    draft.set(ConditionType.RESTARTING, False, "TrainingCompleted")
+    draft.set(ConditionType.SUCCEEDED, True, "TrainingCompleted", message)
+    draft.update(restart_after=None)
+
+
+def _restart(draft: Draft, failure: Failure) -> None:
+    """Have all workers restarted from the last checkpoint; only those failures count that are the job's own."""
+    restarts = draft.status.restarts + (failure.retry is Retry.COUNTED)
+    after: datetime = draft.now + backoff(restarts if failure.retry is Retry.COUNTED else 1)
+    draft.update(restarts=restarts, attempt=draft.attempt + 1, restart_after=after)
+    draft.set(ConditionType.RUNNING, False, failure.reason, failure.message)
+    draft.set(ConditionType.RESTARTING, True, failure.reason, failure.message)
+    draft.look_again(draft.now)

@@ -1,0 +1,84 @@
+"""Watches: kopf lists and watches, what it tells goes into the store, and the jobs that it concerns into the queue.
+
+Nothing else of kopf is used: no finalizers, no annotations, no peering, no handlers with a state of their own.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import kopf
+
+from rectrain.controller.kinds import Kind
+from rectrain.controller.metrics import WATCH_EVENTS
+from rectrain.controller.observed import CHILD_NAME_LABEL, Key
+from rectrain.controller.queue import WorkQueue
+from rectrain.controller.store import WATCHED, Store
+
+CONVERSION_LABELS = "app.kubernetes.io/managed-by=rectrain"
+"""Which batch/v1 Jobs are watched: those that the controller made."""
+_CHUNK = 500
+_CONNECT_SECONDS, _REQUEST_SECONDS = 10.0, 60.0
+
+
+def registry(store: Store, queue: WorkQueue[Key]) -> kopf.OperatorRegistry:
+    """Return kopf's handlers: one for each kind that is watched."""
+    handlers = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=handlers)
+    def login(**arguments: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_with_service_account(**arguments) or kopf.login_with_kubeconfig(**arguments)
+
+    for kind in WATCHED:
+        _handle(kind, handlers, store, queue)
+    return handlers
+
+
+def _handle(kind: Kind, handlers: kopf.OperatorRegistry, store: Store, queue: WorkQueue[Key]) -> None:
+    events = WATCH_EVENTS.labels(kind=kind.plural)
+
+    @kopf.on.event(*_resource(kind), registry=handlers, id=f"on-{kind.plural}")
+    async def on_event(event: kopf.RawEvent, **_: Any) -> None:
+        events.inc()
+        for key in store.take_event(kind, event["object"], deleted=event["type"] == "DELETED"):
+            queue.add(key)
+
+
+def settings(*, namespaced: bool) -> kopf.OperatorSettings:
+    """Return how kopf watches.
+
+    Args:
+        namespaced: Whether only some namespaces are: then CRDs that are installed later go unnoticed, for watching CRDs
+            takes rights on the whole cluster.
+    """
+    wanted = kopf.OperatorSettings()
+    wanted.posting.enabled = False
+    wanted.scanning.disabled = namespaced
+    wanted.watching.chunk_size = _CHUNK
+    wanted.networking.connect_timeout = _CONNECT_SECONDS
+    wanted.networking.request_timeout = _REQUEST_SECONDS
+    # Filtered by the API server: of a cluster's pods and Jobs, only those of ours come here.
+    wanted.watching.label_selectors[_resource(Kind.POD)] = CHILD_NAME_LABEL
+    wanted.watching.label_selectors[_resource(Kind.CONVERSION)] = CONVERSION_LABELS
+    return wanted
+
+
+async def watch(store: Store, queue: WorkQueue[Key], namespaces: Sequence[str]) -> None:
+    """Watch until the process is told to end by a signal, which kopf takes.
+
+    Args:
+        store: Where what is told goes.
+        queue: Where the jobs go that it concerns.
+        namespaces: The namespaces to watch; all where there is none.
+    """
+    await kopf.operator(
+        registry=registry(store, queue),
+        settings=settings(namespaced=bool(namespaces)),
+        standalone=True,
+        clusterwide=not namespaces,
+        namespaces=list(namespaces),
+    )
+
+
+def _resource(kind: Kind) -> tuple[str, str, str]:
+    group, _, version = kind.api_version.rpartition("/")
+    return group, version, kind.plural
