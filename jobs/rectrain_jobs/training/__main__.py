@@ -10,6 +10,7 @@ import click
 from rectrain.api import UserError, load_job
 from rectrain_jobs.logs import configure_logging
 from rectrain_jobs.training import exit_codes
+from rectrain_jobs.training.termination import leave_reason
 
 _EPILOG = """\b
 Example:
@@ -56,10 +57,7 @@ def _run(job_file: str, output: str | None, overrides: tuple[str, ...]) -> int:
 
 def _end(code: int, message: str) -> int:
     """Leave the reason where the launcher looks for it, or print it."""
-    path = os.environ.get("RECTRAIN_TERMINATION_LOG")
-    if path:
-        Path(path).write_text(message)
-    else:
+    if not leave_reason(code, message):
         print(f"error: {message}", file=sys.stderr)
     sys.stderr.flush()
     # The other ranks may wait for this one in a collective that it will not join; leaving at once lets them see it.

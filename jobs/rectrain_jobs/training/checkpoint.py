@@ -109,6 +109,11 @@ class Checkpointer:
         found = self._ranks.broadcast(found)
         return None if found is None else SavedCheckpoint(*json.loads(found))
 
+    def newest_uri(self) -> str | None:
+        """Return where the newest complete checkpoint is, or None; a question for one rank alone."""
+        complete = list_checkpoints(self._store)
+        return self._store.uri_of(complete[-1].folder) if complete else None
+
     def _together(self, work: Callable[[], None]) -> None:
         try:
             work()

@@ -23,6 +23,8 @@ from rectrain_jobs.training.data import open_dataset
 from rectrain_jobs.training.distributed import join_ranks
 from rectrain_jobs.training.output import RunOutput
 from rectrain_jobs.training.progress import ProgressDisplay, metrics_table
+from rectrain_jobs.training.progress_server import progress_server
+from rectrain_jobs.training.termination import leave_results
 from rectrain_jobs.training.trainer import DivergedError, StopRequestedError, Trainer
 
 
@@ -46,7 +48,14 @@ def run_worker(job: RecTrainingJob, output_uri: str) -> None:
     assert uid is not None
     features = features_of(job)
     points = PointLog(output.local / "points.jsonl")
-    display = ProgressDisplay(ranks.is_first, output.write_progress)
+    server = progress_server() if ranks.is_first else None
+
+    def tell(progress: dict[str, Any]) -> None:
+        output.write_progress(progress)
+        if server is not None:
+            server.update(progress)
+
+    display = ProgressDisplay(ranks.is_first, tell)
     trainer = Trainer(job, ranks, output, points, display)
     lineage = _lineage(job, trainer, uid)
     tracker = _tracker(job, output, points, uid, lineage, trainer) if ranks.is_first else None
@@ -84,9 +93,17 @@ def run_worker(job: RecTrainingJob, output_uri: str) -> None:
                 "unsentPoints": summary.unsent_points if summary is not None else 0,
             }
         )
+        leave_results(
+            metrics,
+            mlflow_run_id=summary.run_id if summary is not None else None,
+            checkpoint_uri=trainer.checkpointer.newest_uri(),
+            model_uri=bundle_uri,
+        )
         display.stop()
         _report(display, metrics, output, bundle_uri, summary)
     ranks.barrier()
+    if server is not None:
+        server.close()
     dist.destroy_process_group()
 
 

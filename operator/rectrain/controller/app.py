@@ -92,9 +92,8 @@ async def _lead(
 ) -> int:
     progress = ProgressReader(store, queue, options.progress_seconds)
     reconciler = Reconciler(api, store, options.settings, progress.latest, instance=identity)
-    draining = asyncio.Event()
     # Begun before kopf, which at its end cancels every task that is younger than itself.
-    workers = [asyncio.create_task(_work(reconciler, queue, draining)) for _ in range(options.workers)]
+    workers = [asyncio.create_task(_work(reconciler, queue)) for _ in range(options.workers)]
     others = [asyncio.create_task(progress.run()), asyncio.create_task(stop.wait())]
     lease = asyncio.create_task(leadership.hold()) if options.leader_election else None
     watches = asyncio.create_task(watch(store, queue, options.namespaces))
@@ -103,7 +102,7 @@ async def _lead(
         done, _ = await asyncio.wait(essential, return_when=asyncio.FIRST_COMPLETED)
         lost = lease is not None and lease in done
         if not lost:
-            draining.set()
+            queue.stop()
             await asyncio.wait(workers, timeout=_SHUTDOWN_SECONDS)
         for task in done:
             task.result()  # a defect is not passed over
@@ -114,16 +113,9 @@ async def _lead(
         await asyncio.wait(essential, timeout=_SHUTDOWN_SECONDS)
 
 
-async def _work(reconciler: Reconciler, queue: WorkQueue[Key], draining: asyncio.Event) -> None:
-    """Pass over one job after the other, until there is to be no other."""
-    ending = asyncio.create_task(draining.wait())
-    while not draining.is_set():
-        turn = asyncio.create_task(queue.get())
-        await asyncio.wait((turn, ending), return_when=asyncio.FIRST_COMPLETED)
-        if not turn.done():
-            turn.cancel()
-            return
-        item = turn.result()
+async def _work(reconciler: Reconciler, queue: WorkQueue[Key]) -> None:
+    """Pass over one job after the other, until the queue is stopped."""
+    while (item := await queue.get()) is not None:
         try:
             await _pass(reconciler, queue, item)
         finally:

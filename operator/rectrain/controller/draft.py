@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Any
 
 from rectrain.api.job import RecTrainingJob
+from rectrain.api.status import state_of
 from rectrain.controller.conditions import ConditionType, is_true, with_condition
 from rectrain.controller.decision import Action, Decision, DeleteChild
 from rectrain.controller.observed import Child, Job, Observed, Pod
@@ -73,7 +74,7 @@ class Draft:
         conditions = with_condition(
             self.status.conditions, type_, holds, reason, message, generation=self.job.generation, now=self.now
         )
-        self.update(conditions=conditions)
+        self.update(conditions=conditions, state=state_of(conditions))
 
     def update(self, **fields: Any) -> None:
         """Set fields of the status."""

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from rectrain.controller.conditions import ConditionType
+from rectrain.api.status import State
 from rectrain.controller.observed import Raw
 
 REGISTRY = CollectorRegistry()
@@ -59,13 +59,13 @@ class JobsCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Yield the figures."""
-        counts = dict.fromkeys((*_STATES, _PENDING), 0)
+        counts = dict.fromkeys(map(str, State), 0)
         rows, restarts = 0.0, 0
         for status in self._statuses():
-            state = state_of(status)
-            counts[state] += 1
+            state = status.get("state") or State.PENDING
+            counts[state] = counts.get(state, 0) + 1
             restarts += status.get("restarts") or 0
-            if state == ConditionType.RUNNING:
+            if state == State.RUNNING:
                 rows += (status.get("progress") or {}).get("examplesPerSecond") or 0.0
         jobs = GaugeMetricFamily("rectrain_jobs", "RecTrainingJobs, by state.", labels=["state"])
         for state, count in counts.items():
@@ -77,23 +77,6 @@ class JobsCollector(Collector):
         yield _gauge(
             "rectrain_watch_lag_seconds", "For how long a watch has owed what is known otherwise.", self._watch_lag()
         )
-
-
-_PENDING = "Pending"
-_STATES = (
-    ConditionType.FAILED,
-    ConditionType.SUCCEEDED,
-    ConditionType.SUSPENDED,
-    ConditionType.RUNNING,
-    ConditionType.RESTARTING,
-)
-"""States from the strongest: the first whose condition holds is a job's."""
-
-
-def state_of(status: Raw) -> str:
-    """Return the one word that a job's conditions come to."""
-    true = {c.get("type") for c in status.get("conditions") or [] if c.get("status") == "True"}
-    return next((str(state) for state in _STATES if state in true), _PENDING)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

@@ -43,6 +43,7 @@ class WorkQueue(Generic[K]):
         self._failures: dict[K, int] = {}
         self._numbers = itertools.count()
         self._wake = asyncio.Event()
+        self._stopped = False
 
     def __len__(self) -> int:
         """Return the number of keys whose turn it is, without those that workers have or that wait for their time."""
@@ -86,9 +87,9 @@ class WorkQueue(Generic[K]):
         """Take a key's errors as over."""
         self._failures.pop(key, None)
 
-    async def get(self) -> Item[K]:
-        """Return the next key; `done` has to be called with it afterwards."""
-        while True:
+    async def get(self) -> Item[K] | None:
+        """Return the next key, with which `done` has to be called afterwards; None once the queue is stopped."""
+        while not self._stopped:
             self._take_due()
             if self._ready:
                 key = self._ready.popleft()
@@ -100,11 +101,20 @@ class WorkQueue(Generic[K]):
                     self._wake.set()  # for the next worker
                 return Item(key, is_due)
             self._wake.clear()
-            timeout = self._timers[0][0] - asyncio.get_running_loop().time() if self._timers else None
+            loop = asyncio.get_running_loop()
+            timer = loop.call_at(self._timers[0][0], self._wake.set) if self._timers else None
             try:
-                await asyncio.wait_for(self._wake.wait(), timeout)
-            except TimeoutError:
-                continue
+                await self._wake.wait()
+            finally:
+                if timer is not None:
+                    timer.cancel()
+        self._wake.set()  # for the next worker
+        return None
+
+    def stop(self) -> None:
+        """Give no more keys out."""
+        self._stopped = True
+        self._wake.set()
 
     def done(self, key: K) -> None:
         """Give a key back."""

@@ -89,6 +89,7 @@ def _worker_template(job: RecTrainingJob, settings: Settings, attempt: int) -> d
         ],
         "env": [
             {"name": "RECTRAIN_ATTEMPT", "value": str(attempt)},
+            {"name": "RECTRAIN_PROGRESS_PORT", "value": str(PROGRESS_PORT)},
             {"name": "RECTRAIN_TERMINATION_LOG", "value": TERMINATION_LOG},
         ],
         "ports": [
