@@ -15,7 +15,7 @@ import yaml
 from . import api_server, cgroups, images
 from .api_server import ApiServer, ControlPlane
 from .namespace import Namespace
-from .node import ADDRESS, HOST_RUNTIME, PAUSE_IMAGE, Node
+from .node import ADDRESS, HOST_RUNTIME, PAUSE_IMAGE, Node, containers
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 FOLDERS = Path("/var/tmp")  # on a disk, for overlayfs, and short, for the paths of sockets
@@ -49,8 +49,8 @@ def running() -> Iterator[Cluster]:
     """Start a cluster; at its end nothing is left of it, nor of one whose test run was killed."""
     with own_folder() as folder:
         namespace = Namespace()
+        node = Node(folder, namespace)
         try:
-            node = Node(folder, namespace)
             plane = api_server.plan(folder, address=ADDRESS, prefix=namespace.prefix)
             node.make_network()
             node.start_containerd(host_environment())
@@ -64,7 +64,6 @@ def running() -> Iterator[Cluster]:
             yield Cluster(plane.api, node, plane)
         finally:
             namespace.close()
-            cgroups.remove(node.cgroup)
 
 
 @contextmanager
@@ -77,8 +76,7 @@ def own_folder() -> Iterator[Path]:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     continue
-                cgroups.remove(left.name)
-                shutil.rmtree(left)
+                clear(left)
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=FOLDERS))
         lock = (folder / "lock").open("w")
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -86,7 +84,13 @@ def own_folder() -> Iterator[Path]:
         try:
             yield folder
         finally:
-            shutil.rmtree(folder)
+            clear(folder)
+
+
+def clear(folder: Path) -> None:
+    """Remove what is left of a cluster whose processes have ended."""
+    cgroups.remove(containers(folder))
+    shutil.rmtree(folder)
 
 
 def host_environment() -> list[dict[str, object]]:

@@ -33,11 +33,6 @@ class Node:
     def socket(self) -> Path:
         return self.folder / "containerd.sock"
 
-    @property
-    def cgroup(self) -> str:
-        """The control group, in every hierarchy, that holds the pods of this node."""
-        return self.folder.name
-
     def run(self, name: str, *command: str | Path) -> Service:
         service = Service(name, command, self.folder / f"{name}.log", prefix=self.namespace.prefix)
         service.start()
@@ -94,7 +89,7 @@ class Node:
         resolver.write_text(f"nameserver {ADDRESS}\n")
         config = self.folder / "kubelet.yaml"
         client_ca = str(authority.pair.certificate)
-        config.write_text(yaml.safe_dump(kubelet_configuration(self.folder, self.socket, client_ca, f"/{self.cgroup}")))
+        config.write_text(yaml.safe_dump(kubelet_configuration(self.folder, self.socket, client_ca)))
         self.run(
             "kubelet",
             binaries["kubelet"],
@@ -165,6 +160,11 @@ COREFILE = """.:53 {{
 """
 
 
+def containers(folder: Path) -> list[str]:
+    """Return the ids of the containers that ran when the node in a folder ended."""
+    return [path.name for path in (folder / "containerd" / "state").glob("io.containerd.runtime.v2.task/k8s.io/*")]
+
+
 def pod_network(folder: Path) -> dict[str, object]:
     addresses = {
         "type": "host-local",
@@ -177,7 +177,7 @@ def pod_network(folder: Path) -> dict[str, object]:
     return {"cniVersion": "0.4.0", "name": "bridge", "plugins": [bridge, ports]}
 
 
-def kubelet_configuration(folder: Path, socket: Path, client_ca: str, cgroup: str) -> dict[str, object]:
+def kubelet_configuration(folder: Path, socket: Path, client_ca: str) -> dict[str, object]:
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -197,7 +197,6 @@ def kubelet_configuration(folder: Path, socket: Path, client_ca: str, cgroup: st
         "featureGates": {"KubeletInUserNamespace": True},
         "cgroupDriver": "cgroupfs",
         "cgroupsPerQOS": False,
-        "cgroupRoot": cgroup,
         "enforceNodeAllocatable": [],
         "failSwapOn": False,
         "localStorageCapacityIsolation": False,
