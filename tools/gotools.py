@@ -6,6 +6,7 @@ The binaries lie in a cache of the user, which survives `make clean` and is shar
 """
 
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -37,7 +38,9 @@ class Tool:
 
     @property
     def version(self) -> str:
-        """The version of the module that go.mod asks for."""
+        """The version of the module that go.mod asks for; of a program whose source is here, a digest of that."""
+        if self.module.startswith("rectrain.io/"):
+            return hashlib.sha256((MODULES / self.folder / "main.go").read_bytes()).hexdigest()[:12]
         found = re.search(rf"^\s*(?:require )?{re.escape(self.module)} (v\S+)", self.go_mod, re.M)
         assert found, f"tools/{self.folder}/go.mod does not pin {self.module}"
         return found[1]
@@ -50,6 +53,11 @@ def kubernetes(name: str) -> Tool:
     return Tool("kubernetes", "k8s.io/kubernetes", f"k8s.io/kubernetes/cmd/{name}", stamp)
 
 
+def own(folder: str) -> Tool:
+    """A program whose source is in this repository, in one file."""
+    return Tool(folder, f"rectrain.io/tools/{folder}", ".")
+
+
 TOOLS = {
     "etcd": Tool("etcd", "go.etcd.io/etcd/server/v3", "go.etcd.io/etcd/server/v3"),
     "kube-apiserver": kubernetes("kube-apiserver"),
@@ -58,7 +66,7 @@ TOOLS = {
     "kubelet": kubernetes("kubelet"),
     "kube-proxy": kubernetes("kube-proxy"),
     "kubectl": kubernetes("kubectl"),
-    "coredns": Tool("coredns", "github.com/coredns/coredns", "github.com/coredns/coredns"),
+    "coredns": Tool("coredns", "github.com/coredns/coredns", "."),
     "training-operator": Tool(
         "training-operator",
         "github.com/kubeflow/training-operator",
@@ -68,6 +76,8 @@ TOOLS = {
         "helm", "helm.sh/helm/v3", "helm.sh/helm/v3/cmd/helm", "-X helm.sh/helm/v3/internal/version.version={version}"
     ),
     "kwok": Tool("kwok", "sigs.k8s.io/kwok", "sigs.k8s.io/kwok/cmd/kwok"),
+    "pause": own("pause"),
+    "wait-for-host": own("wait-for-host"),
     "minio": Tool("minio", "github.com/minio/minio", "github.com/minio/minio"),
 }
 

@@ -6,7 +6,7 @@ import ssl
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,9 @@ from .processes import Service
 from .waiting import wait_until
 
 READY_SECONDS = 60
+KUBECTL_SECONDS = 600  # more than any wait that is asked of it
+SERVICE_CIDR = "10.96.0.0/16"
+SERVICE_ADDRESS = "10.96.0.1"  # of the service `kubernetes`: the first of the range
 PYTORCHJOB_CRD = "manifests/base/crds/kubeflow.org_pytorchjobs.yaml"
 
 
@@ -37,7 +40,7 @@ class ApiServer:
         """
         cache = self.kubeconfig.with_name("kubectl-cache")
         command = [self.kubectl_binary, "--kubeconfig", self.kubeconfig, "--cache-dir", cache, *arguments]
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=KUBECTL_SECONDS)
         if done.returncode:
             error = subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
             error.add_note(done.stderr)
@@ -83,21 +86,15 @@ def ready(api: ApiServer, authority: Authority) -> bool:
         return False
 
 
-def plan(folder: Path, *, address: str = "127.0.0.1", flags: tuple[str, ...] = ()) -> ControlPlane:
-    """Lay out certificates and commands in an empty folder; nothing runs yet."""
+def plan(
+    folder: Path, *, address: str = "127.0.0.1", flags: Sequence[str] = (), prefix: Sequence[str] = ()
+) -> ControlPlane:
+    """Lay out certificates and commands in an empty folder; nothing runs yet. `prefix` as `Service` has it."""
     binaries = gotools.build("etcd", "kube-apiserver", "kubectl")
     authority = Authority(folder / "pki")
     admin = authority.issue("admin", "admin", groups=["system:masters"])
-    hosts = [
-        "localhost",
-        "127.0.0.1",
-        "kubernetes",
-        "kubernetes.default",
-        "kubernetes.default.svc",
-        "10.96.0.1",
-        address,
-    ]
-    serving = authority.issue("apiserver", "kube-apiserver", hosts=sorted(hosts))
+    hosts = sorted({"localhost", "kubernetes.default", "kubernetes.default.svc", "127.0.0.1", SERVICE_ADDRESS, address})
+    serving = authority.issue("apiserver", "kube-apiserver", hosts=hosts)
     signing, verifying = authority.signing_keys("service-account")
     port, etcd_port, peer_port = free_ports(3)
     api = ApiServer(f"https://{address}:{port}", folder / "admin.conf", binaries["kubectl"])
@@ -114,21 +111,21 @@ def plan(folder: Path, *, address: str = "127.0.0.1", flags: tuple[str, ...] = (
     ]
     apiserver = [
         binaries["kube-apiserver"],
-        *apiserver_flags(api, etcd_url, authority, serving, signing, verifying),
+        *apiserver_flags(api, etcd_url, authority, admin, serving),
+        f"--service-account-signing-key-file={signing}",
+        f"--service-account-key-file={verifying}",
         *flags,
     ]
     return ControlPlane(
         api=api,
         authority=authority,
         service_account_key=signing,
-        etcd=Service("etcd", etcd, folder / "etcd.log"),
-        kube_apiserver=Service("kube-apiserver", apiserver, folder / "kube-apiserver.log"),
+        etcd=Service("etcd", etcd, folder / "etcd.log", prefix),
+        kube_apiserver=Service("kube-apiserver", apiserver, folder / "kube-apiserver.log", prefix),
     )
 
 
-def apiserver_flags(
-    api: ApiServer, etcd_url: str, authority: Authority, serving: Pair, signing: Path, verifying: Path
-) -> list[str]:
+def apiserver_flags(api: ApiServer, etcd_url: str, authority: Authority, admin: Pair, serving: Pair) -> list[str]:
     address, port = api.url.removeprefix("https://").rsplit(":", 1)
     return [
         f"--etcd-servers={etcd_url}",
@@ -138,10 +135,11 @@ def apiserver_flags(
         f"--tls-cert-file={serving.certificate}",
         f"--tls-private-key-file={serving.key}",
         f"--client-ca-file={authority.pair.certificate}",
-        "--service-cluster-ip-range=10.96.0.0/16",
+        f"--kubelet-client-certificate={admin.certificate}",
+        f"--kubelet-client-key={admin.key}",
+        "--kubelet-preferred-address-types=InternalIP",  # nothing resolves a node's name
+        f"--service-cluster-ip-range={SERVICE_CIDR}",
         "--service-account-issuer=https://kubernetes.default.svc",
-        f"--service-account-key-file={verifying}",
-        f"--service-account-signing-key-file={signing}",
         "--authorization-mode=Node,RBAC",
         "--allow-privileged",
     ]

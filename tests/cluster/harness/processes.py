@@ -2,31 +2,34 @@
 
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 STOP_SECONDS = 40
+# The kernel kills a program behind this when the thread that started it is gone, however that went.
+DIES_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 
 
 @dataclass
 class Service:
-    """A program under a name: `start` and `stop` may take turns, its output is added to one log."""
+    """A program under a name: `start` and `stop` may take turns, its output is added to one log.
+
+    `prefix` are the words that make a command run elsewhere and wait for it; the program ends with them.
+    """
 
     name: str
     command: Sequence[str | Path]
     log: Path
-    environment: Mapping[str, str] | None = None
     prefix: Sequence[str] = ()
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def start(self) -> None:
-        # The kernel kills it when the thread that started it is gone, however that went.
-        command = [*self.prefix, "setpriv", "--pdeathsig", "KILL", *map(str, self.command)]
+        command = [*DIES_WITH_PARENT, *map(str, self.command)]
+        if self.prefix:
+            command = [*DIES_WITH_PARENT, *self.prefix, *command]
         with self.log.open("ab") as output:
-            self.process = subprocess.Popen(
-                command, env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-            )
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
 
     def stop(self) -> None:
         """End the program, politely first; no harm when it has not been started or has ended."""

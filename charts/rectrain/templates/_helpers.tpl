@@ -1,0 +1,78 @@
+{{- define "rectrain.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 50 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "rectrain.fullname" -}}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" }}
+{{- else if contains (include "rectrain.name" .) .Release.Name }}
+{{- .Release.Name | trunc 50 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name (include "rectrain.name" .) | trunc 50 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{- define "rectrain.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "rectrain.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: controller
+{{- end }}
+
+{{- define "rectrain.labels" -}}
+{{ include "rectrain.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "rectrain.serviceAccountName" -}}
+{{- .Values.serviceAccount.name | default (ternary (include "rectrain.fullname" .) "default" .Values.serviceAccount.create) }}
+{{- end }}
+
+{{- define "rectrain.image" -}}
+{{- if .Values.image.digest -}}
+{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- else -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end }}
+{{- end }}
+
+{{/* What every container of the chart runs under. */}}
+{{- define "rectrain.containerSecurityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{- define "rectrain.podSecurityContext" -}}
+runAsNonRoot: true
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{/* What the controller may do in the namespaces whose jobs it works on: each verb is one that it uses. */}}
+{{- define "rectrain.jobRules" -}}
+- apiGroups: [rectrain.io]
+  resources: [rectrainingjobs]
+  verbs: [get, list, watch, delete]  # delete: after ttlSecondsAfterFinished
+- apiGroups: [rectrain.io]
+  resources: [rectrainingjobs/status]
+  verbs: [patch]
+- apiGroups: [rectrain.io]
+  resources: [rectrainingjobs/finalizers]
+  verbs: [update]  # to own objects whose owner's deletion waits for them, where the API server asks for it
+- apiGroups: [kubeflow.org]
+  resources: [pytorchjobs]
+  verbs: [get, list, watch, create, delete]
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch, create, patch, delete]  # patch: a second job joins the owners of a conversion
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [create]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create]
+{{- end }}

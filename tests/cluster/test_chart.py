@@ -1,0 +1,218 @@
+"""The chart renders what its values say, refuses what they may not say, and names only metrics that there are."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import gotools
+import pytest
+import yaml
+
+from rectrain.api.crd import custom_resource_definition
+from rectrain.controller.metrics import REGISTRY, JobsCollector
+
+CHART = Path(__file__).parents[2] / "charts" / "rectrain"
+ALL_MONITORING = {
+    "metrics.serviceMonitor.enabled": "true",
+    "metrics.prometheusRule.enabled": "true",
+    "metrics.dashboard.enabled": "true",
+}
+
+
+def helm(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    command = [gotools.build("helm")["helm"], *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def render(**values: str) -> list[dict[str, Any]]:
+    """Return the objects of a release named rectrain in the namespace system; values as `--set` takes them."""
+    settings = [f"--set={name}={value}" for name, value in values.items()]
+    rendered = helm("template", "rectrain", CHART, "--namespace=system", "--kube-version=1.34.0", *settings)
+    assert rendered.returncode == 0, rendered.stderr
+    return [one for one in yaml.safe_load_all(rendered.stdout) if one]
+
+
+def one(objects: list[dict[str, Any]], kind: str, name: str = "rectrain") -> dict[str, Any]:
+    return next(each for each in objects if (each["kind"], each["metadata"]["name"]) == (kind, name))
+
+
+def kinds(objects: list[dict[str, Any]]) -> set[str]:
+    return {each["kind"] for each in objects}
+
+
+def test_lint_has_nothing_to_say() -> None:
+    assert helm("lint", "--strict", CHART).returncode == 0
+
+
+def test_default_release_has_what_it_needs_and_no_more() -> None:
+    assert kinds(render()) == {
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "CustomResourceDefinition",
+        "Deployment",
+        "Pod",
+        "Role",
+        "RoleBinding",
+        "Service",
+        "ServiceAccount",
+    }
+
+
+def test_custom_resource_is_the_generated_one_and_is_kept() -> None:
+    rendered = one(render(), "CustomResourceDefinition", "rectrainingjobs.rectrain.io")
+    assert rendered["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+    assert rendered == custom_resource_definition()
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "present"),
+    [
+        ("crds.enabled=false", "CustomResourceDefinition", False),
+        ("rbac.create=false", "ClusterRoleBinding", False),
+        ("serviceAccount.create=false", "ServiceAccount", False),
+        ("replicas=2", "PodDisruptionBudget", True),
+        ("networkPolicy.enabled=true", "NetworkPolicy", True),
+        ("metrics.serviceMonitor.enabled=true", "ServiceMonitor", True),
+        ("metrics.prometheusRule.enabled=true", "PrometheusRule", True),
+        ("metrics.dashboard.enabled=true", "ConfigMap", True),
+    ],
+)
+def test_value_switches_an_object(value: str, kind: str, present: bool) -> None:
+    name, _, setting = value.partition("=")
+    assert (kind in kinds(render())) is not present
+    assert (kind in kinds(render(**{name: setting}))) is present
+
+
+@pytest.mark.parametrize(
+    ("values", "arguments"),
+    [
+        ({}, []),
+        ({"watchNamespaces": "{team-a,team-b}"}, ["--namespaces=team-a,team-b"]),
+        ({"controller.workers": "4"}, ["--workers=4"]),
+        ({"controller.progressSeconds": "5"}, ["--progress-seconds=5"]),
+        ({"controller.logLevel": "debug"}, ["--log-level=debug"]),
+        ({"jobDefaults.workerImage": "r.example/w:1"}, ["--worker-image=r.example/w:1"]),
+        ({"jobDefaults.outputUri": "s3://bucket/runs"}, ["--output-uri=s3://bucket/runs"]),
+        ({"jobDefaults.mlflowTrackingUri": "http://mlflow:5000"}, ["--mlflow-tracking-uri=http://mlflow:5000"]),
+    ],
+    ids=str,
+)
+def test_values_are_options_that_the_controller_has(values: dict[str, str], arguments: list[str]) -> None:
+    from rectrain.controller.__main__ import main
+
+    [container] = one(render(**values), "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert set(arguments) <= set(container["args"])
+    context = main.make_context("controller", list(container["args"]))  # raises on an option or value that is none
+    assert context.params["lease_namespace"] == "system"
+
+
+@pytest.mark.parametrize(
+    ("values", "image"),
+    [
+        ({}, "rectrain-operator:0.1.0"),
+        ({"image.repository": "r.example/op", "image.tag": "x"}, "r.example/op:x"),
+        ({"image.digest": f"sha256:{'a' * 64}", "image.tag": "x"}, f"rectrain-operator@sha256:{'a' * 64}"),
+    ],
+    ids=str,
+)
+def test_image(values: dict[str, str], image: str) -> None:
+    objects = render(**values)
+    assert one(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]["image"] == image
+    assert one(objects, "Pod", "rectrain-test")["spec"]["containers"][0]["image"] == image
+
+
+def test_named_namespaces_need_no_rights_on_the_cluster() -> None:
+    objects = render(watchNamespaces="{team-a,team-b}", **{"rbac.aggregatedRoles": "false"})
+    assert kinds(objects).isdisjoint({"ClusterRole", "ClusterRoleBinding"})
+    roles = {(each["metadata"]["namespace"], each["metadata"]["name"]) for each in objects if each["kind"] == "Role"}
+    controller, election = "rectrain-controller", "rectrain-leader-election"
+    assert roles == {("team-a", controller), ("team-b", controller), ("system", election)}
+
+
+def test_rules_are_spelled_out_and_read_no_secrets() -> None:
+    for values in ({}, {"watchNamespaces": "{team-a}"}):
+        for role in render(**values):
+            for rule in role.get("rules", []) if role["kind"] in ("Role", "ClusterRole") else []:
+                assert "*" not in (*rule["verbs"], *rule["resources"], *rule["apiGroups"])
+                assert "secrets" not in rule["resources"]
+
+
+@pytest.mark.parametrize(("kind", "name"), [("Deployment", "rectrain"), ("Pod", "rectrain-test")])
+def test_pods_are_fit_for_the_restricted_standard(kind: str, name: str) -> None:
+    found = one(render(), kind, name)
+    pod = found["spec"]["template"]["spec"] if kind == "Deployment" else found["spec"]
+    assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    for container in pod["containers"]:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("replica=2", "replica"),
+        ("image.name=x", "name"),
+        ("replicas=-1", "replicas"),
+        ("image.digest=latest", "digest"),
+        ("controller.logLevel=loud", "logLevel"),
+        ("jobDefaults.outputUri=bucket", "outputUri"),
+        ("watchNamespaces={Team_A}", "watchNamespaces"),
+        ("metrics.serviceMonitor.interval=often", "interval"),
+    ],
+)
+def test_value_that_may_not_be_is_refused_by_name(setting: str, named: str) -> None:
+    refused = helm("template", "rectrain", CHART, "--kube-version=1.34.0", f"--set={setting}")
+    assert refused.returncode != 0
+    assert named in refused.stderr
+
+
+def test_schema_knows_exactly_the_values_that_there_are() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    schema["properties"].pop("global")  # which Helm adds
+
+    def compare(values: dict[str, Any], schema: dict[str, Any], path: str) -> None:
+        if schema.get("additionalProperties") is not False:
+            return
+        free = {"claims"} if path == ".resources" else set()
+        assert values.keys() == schema["properties"].keys() - free, path
+        for name, value in values.items():
+            if isinstance(value, dict):
+                compare(value, schema["properties"][name], f"{path}.{name}")
+
+    compare(values, schema, "")
+
+
+def test_alerts_and_dashboard_ask_for_metrics_that_the_controller_has() -> None:
+    objects = render(**ALL_MONITORING)
+    rules = one(objects, "PrometheusRule")["spec"]["groups"][0]["rules"]
+    dashboard = json.loads(one(objects, "ConfigMap", "rectrain-dashboard")["data"]["rectrain.json"])
+    asked = [rule["expr"] for rule in rules]
+    asked += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    names = {name for expression in asked for name in re.findall(r"\brectrain_\w+", expression)}
+    families = [*REGISTRY.collect(), *JobsCollector(list, int, float).collect()]
+    has = {family.name for family in families}
+    stripped = {re.sub(r"_(total|bucket|count|sum)$", "", name) for name in names}
+    assert names
+    assert stripped - has == set()
+
+
+def test_every_label_of_a_metric_is_one_that_it_has() -> None:
+    dashboard = json.loads((CHART / "dashboards" / "rectrain.json").read_text())
+    labels = {"rectrain_jobs": {"state"}} | {
+        name: set(metric._labelnames)  # type: ignore[attr-defined]
+        for name, metric in REGISTRY._names_to_collectors.items()
+        if hasattr(metric, "_labelnames")
+    }
+    for panel in dashboard["panels"]:
+        for target in panel["targets"]:
+            by = re.search(r"by \(([^)]*)\)", target["expr"])
+            name = re.search(r"\brectrain_\w+", target["expr"])
+            assert name
+            if by:
+                assert {label.strip() for label in by[1].split(",")} <= labels[name[0]] | {"le"}

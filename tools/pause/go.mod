@@ -1,0 +1,3 @@
+module rectrain.io/tools/pause
+
+go 1.24.0
