@@ -130,8 +130,10 @@ def info(job_file: str, overrides: tuple[str, ...], as_json: bool) -> None:
     from rich.table import Table
 
     table = Table(title=store.uri, title_justify="left")
-    for heading in ("Version", "Served", "Items", "Dim", "Algorithm", "Recall", "Model", "Job"):
-        table.add_column(heading, justify="right" if heading in ("Items", "Dim", "Recall") else "left")
+    table.add_column("Version", no_wrap=True)  # what the other commands take; it ends in the model's version
+    for heading in ("Served", "Items", "Dim", "Algorithm", "Recall", "Job"):
+        justify = "right" if heading in ("Items", "Dim", "Recall") else "left"
+        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for version in versions:
         is_served = version.name == served
         table.add_row(*_cells(version, is_served, count if is_served else version.items))
@@ -142,7 +144,7 @@ def _cells(version: "IndexVersion", is_served: bool, count: int) -> list[str]:
     algorithm = " ".join([version.algorithm, *(f"{name}={value}" for name, value in version.parameters.items())])
     recall = "" if version.recall is None else f"{version.recall:.4f}"
     mark = "yes" if is_served else ""
-    return [version.name, mark, f"{count:,}", str(version.dim), algorithm, recall, version.model_version, version.job]
+    return [version.name, mark, f"{count:,}", str(version.dim), algorithm, recall, version.job]
 
 
 def _open(job_file: str, overrides: tuple[str, ...]) -> tuple[RecTrainingJob, "IndexStore"]:
