@@ -47,8 +47,15 @@ def test_many_other_entries_stay_within_the_limits_too():
 
 
 def test_long_values_are_cut():
-    parameters = parameters_of(job_with(source={"format": "Triples", "uri": "x" * (MAX_VALUE + 5)}))
-    assert parameters["data.source.uri"] == "x" * (MAX_VALUE - 1) + "…"
+    job = job_with()
+    boundaries = [i + 0.123456789 for i in range(900)]
+    price = {"name": "price", "kind": "Dense", "transform": "Bucket", "boundaries": boundaries}
+    spec = job.spec.model_dump(mode="json", exclude_unset=True)
+    spec["features"].append(price)
+    parameters = parameters_of(RecTrainingJob.model_validate({"metadata": {"name": "test"}, "spec": spec}))
+    value = parameters["features.price.boundaries"]
+    assert len(str(boundaries)) > MAX_VALUE
+    assert len(value) == MAX_VALUE and value.startswith("[0.123456789") and value.endswith("…")
     assert max(map(len, parameters)) <= MAX_KEY
 
 
