@@ -1,6 +1,5 @@
 """The controller as a process, beside a test that plays training operator, kubelet and garbage collector."""
 
-import os
 import re
 import signal
 import sys
@@ -78,8 +77,8 @@ class Place:
         command = [sys.executable, "-m", "rectrain.controller", "--listen", address, "--progress-seconds", "1"]
         command += ["--lease-namespace", self.namespace] if elected else ["--no-leader-election"]
         command += options or ["--namespaces", self.namespace]
-        environment = {**os.environ, "KUBECONFIG": str(self.server.kubeconfig)}
-        controller = Controller(Service(name, command, self.folder / f"{name}.log", environment), address)
+        prefix = ("env", f"KUBECONFIG={self.server.kubeconfig}")
+        controller = Controller(Service(name, command, self.folder / f"{name}.log", prefix), address)
         self.controllers.append(controller)
         return controller
 
