@@ -89,7 +89,7 @@ class Place:
 
     # Users
 
-    def apply(self, name: str, **run_policy: Any) -> None:
+    def apply(self, name: str, *, template: dict[str, Any] | None = None, **run_policy: Any) -> None:
         body = {
             "apiVersion": "rectrain.io/v1alpha1",
             "kind": "RecTrainingJob",
@@ -104,6 +104,7 @@ class Place:
                 "data": {"train": {"uri": "s3://bucket/train"}},
                 "output": {"uri": "s3://bucket/out"},
                 "training": {"checkpoint": {"uri": "s3://bucket/checkpoints"}},
+                "workers": {} if template is None else {"template": template},
                 "runPolicy": run_policy,
             },
         }

@@ -188,18 +188,13 @@ def test_anothers_child_is_left_alone(place: Place) -> None:
 
 def test_a_template_that_the_api_server_refuses_fails_the_job(place: Place) -> None:
     place.started()
-    body = {"spec": {"workers": {"template": {"spec": {"nodeSelector": {"a": "b"}, "tolerations": [{"key": 5}]}}}}}
-    place.apply("clicks", suspend=True)
-    place.wait_for("clicks", "Suspended", "True", "SuspendedByUser")
-    body["spec"]["runPolicy"] = {"suspend": False}  # type: ignore[assignment]
-    place.objects.patch_namespaced_custom_object(
-        "rectrain.io", "v1alpha1", place.namespace, "rectrainingjobs", "clicks", body
-    )
+    place.apply("clicks", template={"spec": {"nodeSelector": {"a": "b"}, "tolerations": [{"key": 5}]}})
     said = place.wait_for("clicks", "Failed", "True", "InvalidPodTemplate")
     assert "tolerations" in said
 
 
 def test_a_missing_pytorchjob_type_is_said_and_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "server").mkdir()
     with servers.running(tmp_path / "server") as plane:
         with_job_type(plane.api)
         crd = json.dumps(plane.api.get("crd", "pytorchjobs.kubeflow.org"))

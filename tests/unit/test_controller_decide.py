@@ -411,6 +411,17 @@ def test_a_pass_that_changes_nothing_writes_nothing(case: Case) -> None:
         assert again.events == ()
 
 
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_an_end_is_looked_at_again_at_once(case: Case) -> None:
+    """What is left to do about a job that has ended must not wait for an event, which may bring no news."""
+    decision = decide(case.job, case.observed, case.now)
+    ends = {C.SUCCEEDED, C.FAILED}
+    before = {c.type for c in case.job.status.conditions if c.status == "True"} & ends
+    after = {c.type for c in decision.status.conditions if c.status == "True"} & ends
+    if after and not before:
+        assert decision.requeue_at == case.now.replace(microsecond=0)
+
+
 def replace_status(before: Job, after: Status) -> Job:
     return replace(before, status=after)
 

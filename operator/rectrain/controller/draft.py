@@ -99,6 +99,10 @@ class Draft:
 
     def decision(self) -> Decision:
         """Return what was decided."""
+        if self.has_ended and state_of(self.job.status.conditions) is not state_of(self.status.conditions):
+            # Pods are stopped and the time to live begins in the next pass. The event of this one's own patch may be no
+            # news by the time that it comes, and brings none.
+            self.look_again(self.now)
         return Decision(
             actions=tuple(self.actions),
             status=self.status,
