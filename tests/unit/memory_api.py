@@ -12,6 +12,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any
 
+from rectrain.api.pod_template import CHILD_NAME_LABEL
 from rectrain.controller.errors import (
     AlreadyExistsError,
     ApiError,
@@ -22,7 +23,7 @@ from rectrain.controller.errors import (
 )
 from rectrain.controller.kinds import Kind
 from rectrain.controller.kube import MERGE_PATCH
-from rectrain.controller.observed import CHILD_NAME_LABEL, Key, Raw
+from rectrain.controller.observed import Key, Raw
 from rectrain.controller.store import WATCHED, key_of
 
 _FOREGROUND = "foregroundDeletion"

@@ -14,7 +14,7 @@ from rectrain.api.features import FeatureKind, Pooling, Side
 from rectrain.api.job import RecTrainingJobSpec
 from rectrain.api.models import MIND as MINDSection  # noqa: N811
 from rectrain.api.models import LabelAttention, Similarity
-from rectrain.api.tables import EXTRA_ROWS, embedding_tables
+from rectrain.api.tables import EXTRA_ROWS, item_table
 from rectrain_jobs.data.batch import Batch
 from rectrain_jobs.models.log_uniform import LogUniformSampler
 from rectrain_jobs.models.retrieval_losses import sampled_softmax_loss
@@ -258,8 +258,8 @@ class MINDLoss(nn.Module):
         super().__init__()
         self.section = _section(spec)
         self.label = spec.labels[0] if spec.labels else None
-        item_table = next(t for t in embedding_tables(spec) if spec.model.item_id in t.features)
-        self.item_rows, self.num_ids = item_table.num_embeddings, item_table.num_embeddings - EXTRA_ROWS
+        items = item_table(spec)
+        self.item_rows, self.num_ids = items.num_embeddings, items.num_embeddings - EXTRA_ROWS
         # A plain attribute, not a buffer: it is recomputed from the data, not part of the model. It follows the batch.
         self._log_q: Tensor | None = None
 

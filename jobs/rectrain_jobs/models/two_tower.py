@@ -16,7 +16,7 @@ from rectrain.api.job import RecTrainingJobSpec
 from rectrain.api.models import RetrievalLoss, Similarity
 from rectrain.api.models import TwoTower as TwoTowerSection
 from rectrain.api.rules import Problem
-from rectrain.api.tables import EXTRA_ROWS, categorical_of, embedded_features, embedding_tables
+from rectrain.api.tables import EXTRA_ROWS, categorical_of, embedded_features, item_table
 from rectrain_jobs.data.batch import Batch
 from rectrain_jobs.models.candidates import gather_candidates
 from rectrain_jobs.models.retrieval_losses import (
@@ -157,8 +157,8 @@ class TwoTowerLoss(nn.Module):
         super().__init__()
         self.section = _section(spec)
         self.label = spec.labels[0] if spec.labels else None
-        item_table = next(t for t in embedding_tables(spec) if spec.model.item_id in t.features)
-        self.item_rows, self.num_items = item_table.num_embeddings, item_table.num_embeddings - EXTRA_ROWS
+        items = item_table(spec)
+        self.item_rows, self.num_items = items.num_embeddings, items.num_embeddings - EXTRA_ROWS
         # A plain attribute, not a buffer: it is recomputed from the data, not part of the model, and there only while
         # training. It follows the batch to its device.
         self._item_log_q: Tensor | None = None

@@ -14,7 +14,15 @@ from rectrain.api.errors import UserError
 from rectrain.api.features import Encoding, Feature, FeatureKind, Side
 from rectrain.api.job import RecTrainingJob, RecTrainingJobSpec
 from rectrain.api.models import MIND, TwoTower
-from rectrain.api.tables import EXTRA_ROWS, categorical_of, embedded_features, embedding_tables, encoding_of, table_of
+from rectrain.api.tables import (
+    EXTRA_ROWS,
+    categorical_of,
+    embedded_features,
+    embedding_tables,
+    encoding_of,
+    item_table,
+    table_of,
+)
 from rectrain_jobs.data.batch import Batch, BatchBuilder
 from rectrain_jobs.data.mds import BatchReader, ColumnBatch, MDSDataset, Order, Position, World
 from rectrain_jobs.models.log_uniform import LogUniformSampler
@@ -181,7 +189,7 @@ class TrainingData:
     def item_counts(self) -> torch.Tensor:
         """Return how often each item is in the training data, int64 [rows of the item table]. All ranks call it."""
         item = self._spec.feature(self._spec.model.item_id)
-        rows = next(t.num_embeddings for t in embedding_tables(self._spec) if item.name in t.features)
+        rows = item_table(self._spec).num_embeddings
         counts = np.zeros(rows, np.int64)
         for batch in self.dataset.evaluation_pass(batch_size=SCAN_ROWS, world=self._world, columns=[item.name]):
             self._checker.check(batch.columns, batch.sample_ids)

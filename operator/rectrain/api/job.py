@@ -14,7 +14,7 @@ from rectrain.api.job_rules import JOB_RULES, default_metrics
 from rectrain.api.models import ModelSpec
 from rectrain.api.operations import Output, Publish, RunPolicy, Tracking
 from rectrain.api.rules import Rule, cel_text
-from rectrain.api.status import Status
+from rectrain.api.status import State, Status, state_of
 from rectrain.api.training import Evaluation, Sharding, Training
 from rectrain.api.workers import MAX_REPLICAS, Workers
 
@@ -117,6 +117,11 @@ class RecTrainingJob(ApiModel):
     """What is wanted."""
     status: Status | None = None
     """What is observed."""
+
+    @property
+    def state(self) -> State:
+        """The state that its conditions come to; Pending before the controller has seen it."""
+        return state_of(self.status.conditions) if self.status is not None else State.PENDING
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Iterable[str] = ()) -> "RecTrainingJob":

@@ -8,6 +8,10 @@ from rectrain.api.rules import Problem
 CONTAINER = "pytorch"
 """Name of the worker's container; the training operator knows it by this name."""
 
+CHILD_NAME_LABEL = "training.kubeflow.org/job-name"
+REPLICA_TYPE_LABEL, REPLICA_INDEX_LABEL = "training.kubeflow.org/replica-type", "training.kubeflow.org/replica-index"
+"""Labels by which the training operator says of a pod whose it is, and which worker."""
+
 PROGRESS_PORT_NAME, PROGRESS_PORT = "progress", 8471
 """Port of a worker pod on which rank 0 serves /progress and /metrics."""
 

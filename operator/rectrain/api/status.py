@@ -28,6 +28,11 @@ class State(StrEnum):
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
 
+    @property
+    def is_final(self) -> bool:
+        """Whether a job in this state has ended for good."""
+        return self in (State.SUCCEEDED, State.FAILED)
+
 
 _STRONGEST_FIRST = (State.FAILED, State.SUCCEEDED, State.SUSPENDED, State.RESTARTING, State.RUNNING)
 

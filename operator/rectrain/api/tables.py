@@ -31,6 +31,11 @@ class EmbeddingTable(NamedTuple):
         return self.cardinality + EXTRA_ROWS
 
 
+def item_table(spec: RecTrainingJobSpec) -> EmbeddingTable:
+    """Return the table that holds the items of a retrieval model."""
+    return next(table for table in embedding_tables(spec) if spec.model.item_id in table.features)
+
+
 def categorical_of(spec: RecTrainingJobSpec, feature: Feature) -> Feature:
     """Return the feature that says how this one's ids are encoded: for a sequence with `of` that one, else itself."""
     return spec.feature(feature.of) if feature.of is not None else feature

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 NONE = "<none>"
 _F = TypeVar("_F", bound=Callable[..., Any])
 _GAP = "   "
-_UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+"""Length of each unit of time that is written, the longest first."""
 
 
 def cluster_options(command: _F) -> _F:
@@ -58,10 +59,9 @@ def duration(seconds: float) -> str:
     left = max(0, int(seconds))
     if left < 120:
         return f"{left}s"
-    for number, (unit, size) in enumerate(_UNITS):
-        whole, rest = divmod(left, size)
+    for unit, finer in (("d", "h"), ("h", "m")):
+        whole, rest = divmod(left, SECONDS[unit])
         if whole:
-            small, smaller = _UNITS[min(number + 1, 3)]
-            more = f"{rest // smaller}{small}" if whole < 8 and unit in "dh" and rest >= smaller else ""
-            return f"{whole}{unit}{more}"
-    return "0s"
+            more = rest // SECONDS[finer]
+            return f"{whole}{unit}{more}{finer}" if more and whole < 8 else f"{whole}{unit}"
+    return f"{left // 60}m"

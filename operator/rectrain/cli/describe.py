@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from rectrain.api.job import RecTrainingJob
-from rectrain.api.status import State, state_of
+from rectrain.api.status import State
 from rectrain.cli.cluster import NONE, age, aligned, client_of, cluster_options
 from rectrain.cli.wait import results_of, summary_of
 
@@ -46,7 +46,7 @@ def description(job: RecTrainingJob, pods: list[dict[str, Any]], events: list[di
         rows = [["TYPE", "STATUS", "REASON", "AGE", "MESSAGE"]]
         rows += [[c.type, c.status, c.reason, age(c.last_transition_time), c.message] for c in status.conditions]
         yield from _indented(aligned(rows))
-    if status is not None and state_of(status.conditions) is State.SUCCEEDED:
+    if job.state is State.SUCCEEDED:
         yield ""
         yield "Results:"
         yield from _indented("\n".join(results_of(job)))

@@ -77,10 +77,6 @@ def _cell(value: Any, column: dict[str, Any]) -> str:
         return NONE
     if column.get("type") == "date" and isinstance(value, str) and value[:4].isdigit() and "T" in value:
         return age(value)
-    return (
-        f"{value:,.0f}"
-        if isinstance(value, float) and value >= 100
-        else f"{value:.4g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 100 else f"{value:.4g}"
+    return str(value)

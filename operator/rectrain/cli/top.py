@@ -5,7 +5,7 @@ import time
 import click
 
 from rectrain.api.job import RecTrainingJob
-from rectrain.api.status import State, state_of
+from rectrain.api.status import State
 from rectrain.cli.cluster import NONE, aligned, client_of, cluster_options, duration
 
 _EPILOG = """\b
@@ -39,7 +39,7 @@ def running_jobs(jobs: list[RecTrainingJob], *, with_namespace: bool) -> str:
     """Return a table of the jobs that run, the fastest first."""
     running = []
     for job in jobs:
-        if job.status is not None and state_of(job.status.conditions) is State.RUNNING:
+        if job.status is not None and job.state is State.RUNNING:
             progress = job.status.progress
             rate = progress.examples_per_second if progress is not None else 0.0
             cells = [job.metadata.name, *([NONE] * (len(_COLUMNS) - 1))]

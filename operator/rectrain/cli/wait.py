@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rectrain.api.job import RecTrainingJob
-from rectrain.api.status import State, state_of
-from rectrain.cli.cluster import client_of, cluster_options, duration
+from rectrain.api.status import State
+from rectrain.cli.cluster import SECONDS, client_of, cluster_options, duration
 from rectrain.cli.errors import print_error
 
 if TYPE_CHECKING:
     from rectrain.sdk import Client
 
 FAILED_EXIT_CODE, TIMEOUT_EXIT_CODE = 3, 124
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 _EPILOG = """\b
 Examples:
@@ -34,7 +33,7 @@ class _Duration(click.ParamType[float]):
         match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", str(value))
         if match is None:
             self.fail(f"{value!r} is no length of time such as 90s, 30m or 2h", param, ctx)
-        return float(match[1]) * _SECONDS[match[2] or "s"]
+        return float(match[1]) * SECONDS[match[2] or "s"]
 
 
 @click.command(epilog=_EPILOG)
@@ -77,7 +76,7 @@ def summary_of(job: RecTrainingJob) -> str:
     status = job.status
     if status is None:
         return str(State.PENDING)
-    state = state_of(status.conditions)
+    state = job.state
     parts = [str(state)]
     if state in (State.PENDING, State.SUSPENDED, State.RESTARTING):
         parts += [c.message for c in status.conditions if c.type == "Running" and c.message][:1]
@@ -132,10 +131,8 @@ class _Display:
             click.echo(f"\r\x1b[K{line}", err=True, nl=False)
             self._told = line
             return
-        status = job.status
-        state = state_of(status.conditions) if status is not None else State.PENDING
-        progress = status.progress if status is not None else None
+        progress = job.status.progress if job.status is not None else None
         tenth = None if progress is None else 10 * progress.step // max(1, progress.total_steps)
-        if (state, tenth) != self._told:
-            self._told = (state, tenth)
+        if (job.state, tenth) != self._told:
+            self._told = (job.state, tenth)
             click.echo(line, err=True)

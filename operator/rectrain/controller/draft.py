@@ -63,7 +63,7 @@ class Draft:
     @property
     def has_ended(self) -> bool:
         """Whether the job has succeeded or failed, which is for good."""
-        return self.holds(ConditionType.SUCCEEDED) or self.holds(ConditionType.FAILED)
+        return state_of(self.status.conditions).is_final
 
     def holds(self, type_: ConditionType) -> bool:
         """Return whether a condition holds."""

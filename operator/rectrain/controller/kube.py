@@ -8,6 +8,7 @@ import aiohttp
 from kubernetes_asyncio.client import ApiClient
 from kubernetes_asyncio.client.exceptions import ApiException
 
+from rectrain.api.pod_template import CHILD_NAME_LABEL
 from rectrain.controller.errors import (
     AlreadyExistsError,
     ApiError,
@@ -18,7 +19,7 @@ from rectrain.controller.errors import (
 )
 from rectrain.controller.kinds import Kind
 from rectrain.controller.metrics import API_CALLS
-from rectrain.controller.observed import CHILD_NAME_LABEL, Key, Raw
+from rectrain.controller.observed import Key, Raw
 
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"

@@ -7,14 +7,9 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from rectrain.api.job import KIND, RecTrainingJob
-from rectrain.api.pod_template import CONTAINER
+from rectrain.api.pod_template import CONTAINER, REPLICA_INDEX_LABEL, REPLICA_TYPE_LABEL
 from rectrain.api.status import Progress, Status
 from rectrain.manifests.metadata import ATTEMPT_ANNOTATION
-
-CHILD_NAME_LABEL = "training.kubeflow.org/job-name"
-"""On a pod: the PyTorchJob that it belongs to."""
-_REPLICA_TYPE_LABEL = "training.kubeflow.org/replica-type"
-_REPLICA_INDEX_LABEL = "training.kubeflow.org/replica-index"
 
 Raw = Mapping[str, Any]
 
@@ -230,7 +225,7 @@ def pod_of(raw: Raw) -> Pod:
     metadata, status = raw["metadata"], raw.get("status") or {}
     labels = metadata.get("labels") or {}
     # Without a master, as in elastic jobs, the first worker is the one to ask.
-    first = (labels.get(_REPLICA_TYPE_LABEL, ""), labels.get(_REPLICA_INDEX_LABEL, ""))
+    first = (labels.get(REPLICA_TYPE_LABEL, ""), labels.get(REPLICA_INDEX_LABEL, ""))
     waiting = _waiting(status)
     return Pod(
         name=metadata["name"],

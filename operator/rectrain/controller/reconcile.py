@@ -10,7 +10,7 @@ from typing import Any
 
 from rectrain.api.errors import UserError
 from rectrain.api.job import KIND
-from rectrain.api.status import Progress, Status
+from rectrain.api.status import Progress, state_of
 from rectrain.controller.conditions import ConditionType, is_true
 from rectrain.controller.decide import decide
 from rectrain.controller.decision import (
@@ -115,7 +115,7 @@ class Reconciler:
             await self._read(Kind.CHILD, job.key)
         child = self._store.child(job.key)
         # How an attempt ended is judged once, so not from what events happen to have told of its pods by now.
-        if read or (child is not None and child.phase.is_final and not _has_ended(job.status)):
+        if read or (child is not None and child.phase.is_final and not state_of(job.status.conditions).is_final):
             await self._read_pods(job.key)
         return Observed(
             child=child,
@@ -127,7 +127,7 @@ class Reconciler:
     async def _conversion(self, job: Job, *, read: bool) -> Conversion | None:
         if job.definition is None or job.definition.spec.data.source is None:
             return None
-        if _has_ended(job.status) or is_true(job.status.conditions, ConditionType.DATA_PREPARED):
+        if state_of(job.status.conditions).is_final or is_true(job.status.conditions, ConditionType.DATA_PREPARED):
             return None
         key = Key(job.key.namespace, conversion_name(job.definition))
         if read:
@@ -239,7 +239,3 @@ def refusal_of(error: Exception) -> Refusal:
         )
     assert isinstance(error, RefusedError)
     return Refusal("InvalidPodTemplate" if error.permanent else "Refused", str(error), error.permanent)
-
-
-def _has_ended(status: Status) -> bool:
-    return any(is_true(status.conditions, t) for t in (ConditionType.SUCCEEDED, ConditionType.FAILED))

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from rectrain.api.job import KIND
+from rectrain.api.pod_template import CHILD_NAME_LABEL
 from rectrain.controller.kinds import Kind
 from rectrain.controller.observed import (
-    CHILD_NAME_LABEL,
     Child,
     Conversion,
     Key,

@@ -8,9 +8,10 @@ from typing import Any
 
 import kopf
 
+from rectrain.api.pod_template import CHILD_NAME_LABEL
 from rectrain.controller.kinds import Kind
 from rectrain.controller.metrics import WATCH_EVENTS
-from rectrain.controller.observed import CHILD_NAME_LABEL, Key
+from rectrain.controller.observed import Key
 from rectrain.controller.queue import WorkQueue
 from rectrain.controller.store import WATCHED, Store
 

@@ -7,14 +7,12 @@ from typing import Any
 
 from rectrain.api.crd import PLURAL
 from rectrain.api.job import GROUP, KIND, VERSION, RecTrainingJob
-from rectrain.api.status import Condition, ConditionStatus, Progress, State, state_of
+from rectrain.api.pod_template import CHILD_NAME_LABEL
+from rectrain.api.status import Condition, ConditionStatus, Progress, State
 from rectrain.sdk.connection import connect, translated
 from rectrain.sdk.errors import ClusterError, JobFailedError, JobNotFoundError, WaitTimeoutError
 from rectrain.sdk.logs import read_logs
 
-JOB_LABEL = "training.kubeflow.org/job-name"
-"""Label by which the training operator names a pod's job."""
-_ENDED = (State.SUCCEEDED, State.FAILED)
 _WATCH_SECONDS = 60
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
 _TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json"
@@ -226,10 +224,9 @@ class Client:
         for job in self.watch(name, namespace=namespace, timeout=timeout):
             if on_progress is not None:
                 on_progress(job)
-            state = state_of(job.status.conditions) if job.status else State.PENDING
-            if state is State.SUCCEEDED:
+            if job.state is State.SUCCEEDED:
                 return job
-            if state is State.FAILED:
+            if job.state is State.FAILED:
                 cause = condition_of(job, State.FAILED)
                 assert cause is not None
                 raise JobFailedError(f"{KIND} {name} failed: {cause.reason}: {cause.message}", cause.reason)
@@ -246,7 +243,7 @@ class Client:
 
         with translated():
             found = CoreV1Api(self.connection).list_namespaced_pod(
-                namespace or self.namespace, label_selector=f"{JOB_LABEL}={name}"
+                namespace or self.namespace, label_selector=f"{CHILD_NAME_LABEL}={name}"
             )
         pods = [self.connection.sanitize_for_serialization(pod) for pod in found.items]
         return sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))
@@ -335,8 +332,3 @@ def condition_of(job: RecTrainingJob, type_: str) -> Condition | None:
     """Return a job's condition of a type if it holds."""
     conditions = job.status.conditions if job.status is not None else []
     return next((c for c in conditions if c.type == type_ and c.status is ConditionStatus.TRUE), None)
-
-
-def has_ended(job: RecTrainingJob) -> bool:
-    """Return whether a job has succeeded or failed."""
-    return job.status is not None and state_of(job.status.conditions) in _ENDED

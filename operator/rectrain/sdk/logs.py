@@ -5,15 +5,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from rectrain.api.job import KIND
-from rectrain.api.status import State, state_of
+from rectrain.api.pod_template import CONTAINER, REPLICA_INDEX_LABEL, REPLICA_TYPE_LABEL
 from rectrain.sdk.connection import translated
 from rectrain.sdk.errors import ClusterError
 
 if TYPE_CHECKING:
     from rectrain.sdk.client import Client
 
-_TYPE_LABEL, _INDEX_LABEL = "training.kubeflow.org/replica-type", "training.kubeflow.org/replica-index"
-_CONTAINER = "pytorch"
 _PAUSE = 1.0
 
 
@@ -23,8 +21,7 @@ def read_logs(
     """Yield the lines of a worker's log; see Client.logs."""
     read: set[str] = set()
     while True:
-        job = client.get(name, namespace=namespace)
-        ended = job.status is not None and state_of(job.status.conditions) in (State.SUCCEEDED, State.FAILED)
+        ended = client.get(name, namespace=namespace).state.is_final
         pods = [pod for pod in client.pods(name, namespace=namespace) if _has_started(pod)]
         pod = choose_pod(pods, replica)
         if pod is not None and pod["metadata"]["uid"] not in read:
@@ -49,12 +46,12 @@ def choose_pod(pods: list[dict[str, Any]], replica: str | None) -> dict[str, Any
 def replica_of(pod: dict[str, Any]) -> str:
     """Return a pod's place in its job, such as worker-1."""
     labels = pod["metadata"].get("labels") or {}
-    return f"{labels.get(_TYPE_LABEL)}-{labels.get(_INDEX_LABEL)}"
+    return f"{labels.get(REPLICA_TYPE_LABEL)}-{labels.get(REPLICA_INDEX_LABEL)}"
 
 
 def _has_started(pod: dict[str, Any]) -> bool:
     statuses = (pod.get("status") or {}).get("containerStatuses") or []
-    states = [status.get("state") or {} for status in statuses if status.get("name") == _CONTAINER]
+    states = [status.get("state") or {} for status in statuses if status.get("name") == CONTAINER]
     return any("running" in state or "terminated" in state for state in states)
 
 
@@ -66,7 +63,7 @@ def _lines(client: "Client", pod: dict[str, Any], *, follow: bool, tail: int | N
         response = CoreV1Api(client.connection).read_namespaced_pod_log(
             pod["metadata"]["name"],
             pod["metadata"]["namespace"],
-            container=_CONTAINER,
+            container=CONTAINER,
             follow=follow,
             _preload_content=False,
             **options,
