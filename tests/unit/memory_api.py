@@ -153,7 +153,7 @@ class MemoryApi:
     def collect_garbage(self) -> None:
         """Remove dependents of what is being deleted in the foreground, then it, and what has lost all owners."""
         for (kind, key), raw in list(self.objects.items()):
-            if _FOREGROUND in raw["metadata"].get("finalizers", []):
+            if _FOREGROUND in raw["metadata"].get("finalizers", []) and (kind, key) in self.objects:
                 for kind_of_dependent, key_of_dependent in list(self._dependents(raw["metadata"]["uid"])):
                     self.remove(kind_of_dependent, key_of_dependent, foreground=False)
                 self.remove(kind, key, foreground=False)
