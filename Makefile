@@ -70,8 +70,12 @@ test-unit: $(SYNCED) ## Run the tests that need no processes and no servers.
 test-worker: $(SYNCED) ## Run the tests of the worker: torch processes over gloo, object storage in MinIO.
 	$(BIN)/pytest tests/worker $(PYTEST_ARGS)
 
+.PHONY: setup-cluster
+setup-cluster: $(SYNCED) ## Install the system packages that tests on a Kubernetes node need (Debian or Ubuntu, as root).
+	$(BIN)/python tests/cluster/harness/requirements.py
+
 .PHONY: test-cluster
-test-cluster: $(SYNCED) ## Run the tests against Kubernetes: its API server, and a whole node where the machine can run one.
+test-cluster: setup-cluster ## Run the tests against Kubernetes: its API server, and a whole node where the machine can run one.
 	$(BIN)/pytest tests/cluster $(PYTEST_ARGS)
 
 .PHONY: bench

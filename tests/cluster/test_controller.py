@@ -193,10 +193,6 @@ def test_a_template_that_the_api_server_refuses_fails_the_job(place: Place) -> N
     assert "tolerations" in said
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="open defect: after a late install of the type, a PyTorchJob's change is not always seen in 30 s",
-)
 def test_a_missing_pytorchjob_type_is_said_and_waited_for(tmp_path: Path) -> None:
     (tmp_path / "server").mkdir()
     with servers.running(tmp_path / "server") as plane:
