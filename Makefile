@@ -25,7 +25,7 @@ help: ## List the targets.
 setup: $(SYNCED) ## Make .venv with everything that tests need, as locked (CPU build).
 
 $(SYNCED): pyproject.toml uv.lock | $(UV)
-	$(UV) sync --frozen --extra cpu --extra operator --extra serving --extra dev
+	$(UV) sync --frozen --extra cpu --extra operator --extra serving --extra spark --extra dev
 	@touch $@
 
 $(OWN_UV):
