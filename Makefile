@@ -78,6 +78,10 @@ setup-cluster: $(SYNCED) ## Install the system packages that tests on a Kubernet
 test-cluster: setup-cluster ## Run the tests against Kubernetes: its API server, and a whole node where the machine can run one.
 	$(BIN)/pytest tests/cluster $(PYTEST_ARGS)
 
+.PHONY: images
+images: ## Build the operator's and the worker's image with docker or buildah; see images/build.
+	images/build operator worker
+
 .PHONY: bench
 bench: $(SYNCED) ## Run the benchmarks.
 	for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python "$$benchmark"; done

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from rectrain.api.errors import UserError
 from rectrain.cli import lazy, main
 
-WORKER_COMMANDS = ("run", "data", "plan", "evaluate", "index")
+WORKER_COMMANDS = ("run", "data", "plan", "evaluate", "index", "serve")
 
 
 def invoke(*args: str) -> Result:

@@ -53,6 +53,35 @@ def test_what_is_published_is_found(store):
     assert index.search(queries[:0], 7).ids.shape == (0, 7)
 
 
+def test_only_allowed_items_are_found(store):
+    items, queries = items_of("a"), items_of("queries", 3).vectors
+    publish(store, items, keep=1)
+    index = served_index(store)
+    allowed = np.zeros(150, bool)  # ids go up to 177
+    allowed[[3, 30, 31, 60, 90, 147]] = True
+    some = np.array([1, 10, 20, 30, 49])
+    ids, scores = exact(items._replace(ids=items.ids[some], vectors=items.vectors[some]), queries, 5)
+    found = index.search(queries, 7, allowed)
+    np.testing.assert_array_equal(found.ids[:, :5], ids)
+    np.testing.assert_allclose(found.scores[:, :5], scores, rtol=1e-5)
+    assert (found.ids[:, 5:] == -1).all() and np.isneginf(found.scores[:, 5:]).all()
+    assert (index.search(queries, 2, np.zeros(178, bool)).ids == -1).all()
+    assert index.contains(np.array([3, 4, 177, 180, 3])).tolist() == [True, False, True, False, True]
+
+
+def test_the_revision_tells_what_is_served(store):
+    assert store.revision() is None
+    revisions = []
+    for model in "ab":
+        publish(store, items_of(model), keep=2)
+        revisions.append(store.revision())
+    rollback(store)
+    assert store.revision() == revisions[0] != revisions[1]
+    store.clear()
+    assert store.revision() is store.served() is None and store.versions() == [] == store.unfinished()
+    assert publish(store, items_of("c"), keep=1).name == "000001_c"
+
+
 def test_versions_are_kept_rolled_back_and_dropped(store):
     for model in "abcd":
         publish(store, items_of(model), keep=3)
@@ -200,6 +229,11 @@ def test_many_items_get_inverted_lists_that_find_what_they_should(monkeypatch, t
     assert 0.95 <= version.recall <= 1 and version.parameters["nprobe"] < 252
     index = served_index(store)
     assert index.search(items.vectors[:1], 3).ids.shape == (1, 3)
+    assert index.contains(np.array([0, 1, 3, 11_997, 12_000])).tolist() == [True, False, True, True, False]
+    allowed = np.zeros(12_000, bool)
+    allowed[: 40 * 3] = True  # so few that the usual number of lists has hardly any of them
+    ids, _ = exact(items._replace(ids=items.ids[:40], vectors=items.vectors[:40]), items.vectors[50:60], 10)
+    np.testing.assert_array_equal(index.search(items.vectors[50:60], 10, allowed).ids, ids)
     far = np.full((1, DIM), 50, np.float32)
     store.upsert(np.array([9]), far)
     assert store.delete(np.array([3])) == 1

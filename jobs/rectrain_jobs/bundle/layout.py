@@ -2,7 +2,8 @@
 
 ``bundle.json`` says what the bundle is and is written last: without it there is no bundle. ``weights.json`` lists the
 parts of every parameter; the parts are in ``weights/rank-<number>.safetensors``, one file for each rank that trained.
-``features.json`` and its vocabularies are those that the training data was made with.
+``features.json`` and its vocabularies are those that the training data was made with. A retrieval model also has
+``item_counts.safetensors``: how many training rows have each item.
 """
 
 from typing import Any
@@ -14,6 +15,7 @@ from rectrain.api.base import ApiModel
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
 INDEX = "weights.json"
+ITEM_COUNTS = "item_counts.safetensors"
 
 
 def weights_file(rank: int) -> str:
@@ -67,3 +69,5 @@ class Manifest(ApiModel):
     """Final metrics."""
     lineage: dict[str, Any] = Field(default_factory=dict)
     """Data digests, steps, seed, versions, git commit, MLflow run."""
+    item_counts_sha256: str | None = None
+    """Retrieval models: SHA-256 of the file with the items' frequencies in the training data."""

@@ -10,7 +10,16 @@ import torch.distributed as dist
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
 from rectrain.api.job import RecTrainingJob
-from rectrain_jobs.bundle.layout import INDEX, MANIFEST, Manifest, Parameter, Part, WeightsIndex, weights_file
+from rectrain_jobs.bundle.layout import (
+    INDEX,
+    ITEM_COUNTS,
+    MANIFEST,
+    Manifest,
+    Parameter,
+    Part,
+    WeightsIndex,
+    weights_file,
+)
 from rectrain_jobs.features import FeatureSet
 from rectrain_jobs.storage import ObjectStore
 
@@ -23,6 +32,7 @@ def write_bundle(
     *,
     metrics: dict[str, float],
     lineage: dict[str, Any],
+    item_counts: torch.Tensor | None = None,
     group: dist.ProcessGroup,
 ) -> None:
     """Write a bundle; all ranks call it, and when it returns the bundle is complete.
@@ -34,6 +44,7 @@ def write_bundle(
         features: The feature definitions, as fitted.
         metrics: Final metrics.
         lineage: What the model was made from.
+        item_counts: Retrieval models: int64 [rows of the item table] how many training rows have each item.
         group: A gloo group of all ranks.
     """
     rank = dist.get_rank(group)
@@ -54,12 +65,16 @@ def write_bundle(
         index = _merge([WeightsIndex.model_validate(found) for found in of_ranks])
         store.write_bytes(INDEX, index.model_dump_json(indent=1).encode())
         features.save(store)
+        counts = None if item_counts is None else safetensors.torch.save({"item_counts": item_counts.cpu().long()})
+        if counts is not None:
+            store.write_bytes(ITEM_COUNTS, counts)
         sections = {"model", "features", "labels"}
         manifest = Manifest(
             name=job.metadata.name,
             spec=job.spec.model_dump(mode="json", include=sections, exclude_defaults=True),
             metrics=metrics,
             lineage=lineage,
+            item_counts_sha256=None if counts is None else hashlib.sha256(counts).hexdigest(),
         )
         store.write_bytes(MANIFEST, manifest.model_dump_json(indent=1).encode())
     dist.barrier(group=group)

@@ -75,8 +75,8 @@ def build(job_file: str, overrides: tuple[str, ...], bundle: str) -> None:
 @_with_bundle
 def verify(job_file: str, overrides: tuple[str, ...], bundle: str) -> None:
     """Check that the served version is a bundle's: its model, number of items, and what sampled searches find."""
+    from rectrain_jobs.retrieval.opening import served_index
     from rectrain_jobs.retrieval.publishing import verify as verify_items
-    from rectrain_jobs.training.publish import served_index
 
     job, store = _open(job_file, overrides)
     opened = served_index(store)
@@ -113,7 +113,7 @@ def drop(job_file: str, overrides: tuple[str, ...], version: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def info(job_file: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """List the versions, and how many items the served one has."""
-    from rectrain_jobs.training.publish import served_index
+    from rectrain_jobs.retrieval.opening import served_index
 
     _, store = _open(job_file, overrides)
     served, versions = store.served(), store.versions()

@@ -11,6 +11,7 @@ from rectrain.api.base import ApiModel
 
 Vectors = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 EXACT_UP_TO = 100_000
 """Items up to which an index is searched exhaustively, which is exact and fast enough; above, approximately."""
@@ -57,13 +58,25 @@ class ItemIndex(Protocol):
     """One version of an index, open to be searched from any number of threads."""
 
     version: IndexVersion
+    is_local: bool
+    """Whether it is searched in this process, and not by waiting for another."""
 
     def count(self) -> int:
         """Return the exact number of items."""
         ...
 
-    def search(self, vectors: Vectors, k: int) -> Hits:
-        """Find for each vector [queries, dim] the k items with the highest inner product."""
+    def search(self, vectors: Vectors, k: int, allowed: Mask | None = None) -> Hits:
+        """Find for each vector [queries, dim] the k items with the highest inner product.
+
+        Args:
+            vectors: float32 [queries, dim].
+            k: Number of items.
+            allowed: bool, by item id: only these items are found; ids beyond its end are not. None for all.
+        """
+        ...
+
+    def contains(self, ids: Ids) -> Mask:
+        """Tell for each id whether the index has the item."""
         ...
 
 
@@ -85,6 +98,10 @@ class IndexStore(Protocol):
         """Return the name of the version that searches go to; None before the first."""
         ...
 
+    def revision(self) -> str | None:
+        """Return what tells the served items as `open` gives them from any earlier ones; None before the first."""
+        ...
+
     def build(self, version: IndexVersion, ids: Ids, vectors: Vectors) -> IndexVersion:
         """Write a version that nobody sees yet; returns it with its algorithm and parameters."""
         ...
@@ -103,6 +120,10 @@ class IndexStore(Protocol):
 
     def remove(self, names: Sequence[str]) -> None:
         """Remove versions, complete or not; absent ones are passed over."""
+        ...
+
+    def clear(self) -> None:
+        """Remove the index: first no version is served, then there are none."""
         ...
 
     def unfinished(self) -> list[str]:

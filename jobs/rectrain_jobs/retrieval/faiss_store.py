@@ -21,6 +21,7 @@ from rectrain_jobs.retrieval.base import (
     Hits,
     Ids,
     IndexVersion,
+    Mask,
     Vectors,
     no_hits,
     plain,
@@ -49,27 +50,52 @@ class _Served(ApiModel):
 class FaissIndex:
     """A version in memory."""
 
+    is_local = True
+
     def __init__(self, version: IndexVersion, index: Any) -> None:
         """Hold the index."""
         self.version = version
         self._index = index
-        if "nprobe" in version.parameters:
-            index.nprobe = version.parameters["nprobe"]
 
     def count(self) -> int:
         """Return the exact number of items."""
         return int(self._index.ntotal)
 
-    def search(self, vectors: Vectors, k: int) -> Hits:
-        """Find for each vector [queries, dim] the k items with the highest inner product."""
+    def search(self, vectors: Vectors, k: int, allowed: Mask | None = None) -> Hits:
+        """Find for each vector [queries, dim] the k items with the highest inner product, among the allowed ids."""
         _check_width(vectors, self.version)
         found = no_hits(len(vectors), k)
         most = min(k, self.count())
         if most and len(vectors):
-            scores, ids = self._index.search(plain(vectors), most)
+            # Held here: the parameters point into the selector, and the selector into the bits.
+            bits = None if allowed is None else np.packbits(allowed, bitorder="little")
+            selector = None if bits is None else faiss.IDSelectorBitmap(len(bits) * 8, faiss.swig_ptr(bits))
+            share = 1.0 if allowed is None else float(allowed.mean())
+            scores, ids = self._index.search(plain(vectors), most, params=self._parameters(selector, share))
             found.ids[:, :most] = ids
             found.scores[:, :most] = np.where(ids < 0, -np.inf, scores)
         return found
+
+    def contains(self, ids: Ids) -> Mask:
+        """Tell for each id whether the index has the item."""
+        return np.isin(ids, self._ids())
+
+    def _parameters(self, selector: Any, share: float) -> Any:
+        nprobe = self.version.parameters.get("nprobe")
+        parameters: Any = faiss.SearchParameters() if nprobe is None else faiss.SearchParametersIVF()
+        parameters.sel = selector
+        if nprobe is not None:
+            # Of few allowed items as many are to be looked at as of all: in so many more lists.
+            parameters.nprobe = min(self._index.nlist, int(nprobe / max(share, 1e-9)))
+        return parameters
+
+    def _ids(self) -> Ids:
+        if self.version.algorithm == "Flat":
+            return np.asarray(faiss.vector_to_array(self._index.id_map), np.int64)
+        lists = self._index.invlists
+        parts = [faiss.rev_swig_ptr(lists.get_ids(n), lists.list_size(n)).copy() for n in range(lists.nlist)]
+        held: Ids = np.concatenate(parts).astype(np.int64)
+        return held
 
     def upsert(self, ids: Ids, vectors: Vectors) -> None:
         """Add items or replace their vectors, in memory."""
@@ -110,6 +136,11 @@ class FaissStore:
         except ObjectNotFoundError:
             return None
 
+    def revision(self) -> str | None:
+        """Return the served version and its file, which is another one when single items have changed."""
+        name = self.served()
+        return None if name is None else self._stored(name).file
+
     def build(self, version: IndexVersion, ids: Ids, vectors: Vectors) -> IndexVersion:
         """Write a version that nobody sees yet: flat for few items, inverted lists (IVF) for many."""
         index, algorithm, parameters = _build(plain(vectors), ids)
@@ -140,6 +171,11 @@ class FaissStore:
         for name in names:
             self._store.delete([_manifest(name)])  # first, so that what is left of it is no version
             self._store.delete_prefix(f"versions/{name}")
+
+    def clear(self) -> None:
+        """Remove the index: first no version is served, then there are none."""
+        self._store.delete([_SERVED])
+        self.remove(sorted({key.split("/")[1] for key in self._keys()}))
 
     def unfinished(self) -> list[str]:
         """Return the names of versions that were begun and are not complete."""

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pymilvus import DataType, MilvusClient, MilvusException
 
 from rectrain.api.errors import UserError
-from rectrain_jobs.retrieval.base import EXACT_UP_TO, Hits, Ids, IndexVersion, Vectors, no_hits, plain
+from rectrain_jobs.retrieval.base import EXACT_UP_TO, Hits, Ids, IndexVersion, Mask, Vectors, no_hits, plain
 
 _VERSION, _STATE, _COMPLETE = "rectrain.version", "rectrain.state", "complete"
 _HNSW = {"M": 16, "efConstruction": 200}
@@ -29,6 +29,8 @@ TOKEN = "MILVUS_TOKEN"
 class MilvusIndex:
     """A version, searched on the server."""
 
+    is_local = False
+
     def __init__(self, client: MilvusClient, collection: str, version: IndexVersion) -> None:
         """Hold the client; the collection is loaded."""
         self.version = version
@@ -41,11 +43,14 @@ class MilvusIndex:
             found = self._client.query(self._collection, output_fields=["count(*)"], consistency_level="Strong")
         return int(found[0]["count(*)"])
 
-    def search(self, vectors: Vectors, k: int) -> Hits:
-        """Find for each vector [queries, dim] the k items with the highest inner product."""
+    def search(self, vectors: Vectors, k: int, allowed: Mask | None = None) -> Hits:
+        """Find for each vector [queries, dim] the k items with the highest inner product, among the allowed ids."""
         found = no_hits(len(vectors), k)
         if not len(vectors):
             return found
+        wanted: dict[str, Any] = {}
+        if allowed is not None:
+            wanted = {"filter": "id in {ids}", "filter_params": {"ids": np.flatnonzero(allowed).tolist()}}
         parameters = {"ef": max(_EF, k)} if self.version.algorithm == "HNSW" else {}
         with _told(self._collection):
             lists = self._client.search(
@@ -55,11 +60,20 @@ class MilvusIndex:
                 limit=k,
                 output_fields=["id"],
                 search_params={"metric_type": "IP", "params": parameters},
+                **wanted,
             )
         for row, hits in enumerate(lists):
             found.ids[row, : len(hits)] = [hit["id"] for hit in hits]
             found.scores[row, : len(hits)] = [hit["distance"] for hit in hits]
         return found
+
+    def contains(self, ids: Ids) -> Mask:
+        """Tell for each id whether the collection has the item."""
+        with _told(self._collection):
+            there = self._client.query(
+                self._collection, ids=np.unique(ids).tolist(), output_fields=["id"], consistency_level="Strong"
+            )
+        return np.isin(ids, [row["id"] for row in there])
 
 
 class MilvusStore:
@@ -102,6 +116,10 @@ class MilvusStore:
                 if self._name in aliases:
                     return name
         return None
+
+    def revision(self) -> str | None:
+        """Return the served version; changes of its single items are seen at once by who has it open."""
+        return self.served()
 
     def build(self, version: IndexVersion, ids: Ids, vectors: Vectors) -> IndexVersion:
         """Write a version that nobody sees yet: FLAT for few items, HNSW for many."""
@@ -150,6 +168,13 @@ class MilvusStore:
         with _told(self.uri):
             for name in names:
                 self._client.drop_collection(self._collection(name))
+
+    def clear(self) -> None:
+        """Remove the index: first no version is served, then there are none."""
+        with _told(self.uri):
+            if self.served() is not None:
+                self._client.drop_alias(self._name)
+        self.remove(self._names())
 
     def unfinished(self) -> list[str]:
         """Return the names of versions that were begun and are not complete."""

@@ -4,17 +4,16 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from rectrain.api.errors import UserError
-from rectrain_jobs.evaluation.items import ItemCorpus
-from rectrain_jobs.evaluation.search import top_k
 from rectrain_jobs.retrieval.base import Ids, IndexStore, IndexVersion, ItemIndex, Vectors
+from rectrain_jobs.retrieval.opening import check_model
 
 SAMPLED_QUERIES, SAMPLED_K = 200, 50
 """Searches of a verification, and the neighbours that each is to find."""
 LEAST_RECALL = 0.95
 """Share of the exact neighbours below which a version is not served."""
+_ITEMS_OF_A_BLOCK = 1 << 16
 
 
 class Items(NamedTuple):
@@ -92,11 +91,7 @@ def verify(index: ItemIndex, items: Items) -> float:
         UserError: It is of another model, has another number of items, or finds too few of the exact neighbours.
     """
     version = index.version
-    if version.model_version != items.model_version:
-        raise UserError(
-            f"index version {version.name} is of model {version.model_version}, the bundle is {items.model_version}: "
-            "publish the bundle's items"
-        )
+    check_model(version, items.model_version)
     count = index.count()
     if count != len(items.ids):
         raise UserError(f"index version {version.name} has {count:,} items; must have the model's {len(items.ids):,}")
@@ -117,14 +112,23 @@ def sampled_recall(index: ItemIndex, items: Items) -> float:
     rng = np.random.default_rng(1)
     chosen = rng.choice(len(items.ids), min(SAMPLED_QUERIES, len(items.ids)), replace=False)
     queries, k = items.vectors[chosen], min(SAMPLED_K, len(items.ids))
-    exact = top_k(torch.from_numpy(queries), ItemCorpus.replicated(items.vectors, items.ids), k).scores.numpy()
+    highest, kth = _exact_scores(queries, items.vectors, k)
     found = index.search(queries, k)
     order = np.argsort(items.ids)
     rows = order[np.searchsorted(items.ids[order], found.ids).clip(max=len(order) - 1)]
     scores = np.einsum("qd,qkd->qk", queries, items.vectors[rows])
-    slack = 1e-4 * np.abs(exact[:, :1])
+    slack = 1e-4 * np.abs(highest)
     is_right = (items.ids[rows] == found.ids) & (np.abs(scores - found.scores) <= slack)
-    return float(np.mean(is_right & (scores >= exact[:, -1:] - slack)))
+    return float(np.mean(is_right & (scores >= kth - slack)))
+
+
+def _exact_scores(queries: Vectors, vectors: Vectors, k: int) -> tuple[Vectors, Vectors]:
+    """Return the highest and the k-th highest inner product of each query, [queries, 1] each."""
+    best = np.full((len(queries), k), -np.inf, np.float32)
+    for first in range(0, len(vectors), _ITEMS_OF_A_BLOCK):
+        scores = np.concatenate([best, queries @ vectors[first : first + _ITEMS_OF_A_BLOCK].T], axis=1)
+        best = np.partition(scores, -k, axis=1)[:, -k:]
+    return best.max(axis=1, keepdims=True), best.min(axis=1, keepdims=True)
 
 
 def rollback(store: IndexStore, to: str | None = None) -> IndexVersion:

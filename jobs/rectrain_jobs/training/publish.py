@@ -9,7 +9,7 @@ import torch
 from rectrain.api.errors import UserError
 from rectrain.api.features import Side
 from rectrain.api.job import RecTrainingJob
-from rectrain.api.operations import Index, IndexType
+from rectrain.api.operations import Index
 from rectrain_jobs.bundle import Bundle, load_bundle
 from rectrain_jobs.data.batch import BatchBuilder
 from rectrain_jobs.evaluation.ranking import Searcher, UserChunk
@@ -17,8 +17,8 @@ from rectrain_jobs.models.ranking import RankingModel
 from rectrain_jobs.resolution import storage_options
 from rectrain_jobs.retrieval.base import IndexStore, IndexVersion, ItemIndex
 from rectrain_jobs.retrieval.merging import retrieve_all
+from rectrain_jobs.retrieval.opening import check_model, open_index_store
 from rectrain_jobs.retrieval.publishing import Items, publish
-from rectrain_jobs.storage import open_store
 from rectrain_jobs.training.data import RowChecker, item_columns, open_dataset
 
 _ROWS = 1 << 14
@@ -31,18 +31,8 @@ def open_index(job: RecTrainingJob) -> IndexStore:
         UserError: It names none, its backend is not installed, or it cannot be reached.
     """
     index = index_of(job)
-    try:
-        if index.type is IndexType.FAISS:
-            from rectrain_jobs.retrieval.faiss_store import FaissStore
-
-            return FaissStore(open_store(index.uri, storage_options(job)))
-        from rectrain_jobs.retrieval.milvus_store import MilvusStore
-
-        return MilvusStore(index.uri, index.collection or job.metadata.name.replace("-", "_"))
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"spec.publish.index.type: {index.type} needs {error.name}; install rectrain[serving] beside it"
-        ) from None
+    collection = index.collection or job.metadata.name.replace("-", "_")
+    return open_index_store(index.type, index.uri, collection, storage_options(job))
 
 
 def index_of(job: RecTrainingJob) -> Index:
@@ -83,30 +73,13 @@ def items_of(bundle: Bundle, job: RecTrainingJob) -> Items:
     return Items(ids.astype(np.int64), np.concatenate(parts), bundle.version, bundle.manifest.name)
 
 
-def served_index(store: IndexStore) -> ItemIndex:
-    """Open the version of an index that searches go to.
-
-    Raises:
-        UserError: There is none yet.
-    """
-    name = store.served()
-    for version in store.versions():
-        if version.name == name:
-            return store.open(version)
-    raise UserError(f"{store.uri}: has no served version yet; publish one first")
-
-
 def searcher_of(index: ItemIndex, bundle: Bundle) -> Searcher:
     """Return what finds items for an evaluation through an index.
 
     Raises:
         UserError: The index is of another model.
     """
-    if index.version.model_version != bundle.version:
-        raise UserError(
-            f"index version {index.version.name} is of model {index.version.model_version}, the bundle is "
-            f"{bundle.version}: publish the bundle's items"
-        )
+    check_model(index.version, bundle.version)
 
     def search(chunk: UserChunk, k: int) -> torch.Tensor:
         vectors = torch.as_tensor(chunk.vectors).float().cpu().numpy()

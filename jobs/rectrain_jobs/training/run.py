@@ -76,6 +76,7 @@ def run_worker(job: RecTrainingJob, output_uri: str) -> None:
             features,
             metrics=metrics,
             lineage=lineage | {"step": trainer.progress.step},
+            item_counts=trainer.item_counts,
             group=ranks.control,
         )
     except BaseException as error:

@@ -154,8 +154,9 @@ class Trainer:
         task = TrainingTask(spec, build_model(spec, ranks.device, embedding_device=torch.device("meta")))
         fuse_embedding_optimizer(task.model.embeddings.parameters(), spec.training.optimizers.embedding, ranks.device)
         plan, self.plan = make_plan(task, spec, topology_of(ranks, spec), dist.group.WORLD)
-        if spec.model.is_retrieval:
-            task.set_item_counts(self.data.item_counts(), self.data.num_negative_items)
+        self.item_counts = self.data.item_counts() if spec.model.is_retrieval else None
+        if self.item_counts is not None:
+            task.set_item_counts(self.item_counts, self.data.num_negative_items)
         self.model = DistributedModelParallel(task, device=ranks.device, plan=plan, sharders=sharders())
         self.optimizer = ModelOptimizer(self.model, spec.training.optimizers, self.total_steps)
         self.pipeline = TrainPipelineSparseDist(

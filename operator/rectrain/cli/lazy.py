@@ -16,6 +16,7 @@ _SUMMARIES = {
     "plan": "Show how the embedding tables are split over ranks, and whether they fit.",
     "evaluate": "Measure a trained model on the validation data.",
     "index": "Publish item vectors to an index, and look after its versions.",
+    "serve": "Answer requests from a trained model over HTTP.",
 }
 
 

@@ -19,6 +19,8 @@ PACKAGES = {
     "setpriv": "util-linux",
     "unshare": "util-linux",
     "nsenter": "util-linux",
+    "buildah": "buildah",
+    "debootstrap": "debootstrap",
 }
 PLUGINS = Path("/usr/lib/cni")
 
@@ -54,7 +56,9 @@ def install() -> None:
         return
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     subprocess.run(["apt-get", "update", "-q"], check=True, env=environment)
-    subprocess.run(["apt-get", "install", "-q", "-y", "--no-install-recommends", *packages], check=True, env=environment)
+    subprocess.run(
+        ["apt-get", "install", "-q", "-y", "--no-install-recommends", *packages], check=True, env=environment
+    )
 
 
 if __name__ == "__main__":

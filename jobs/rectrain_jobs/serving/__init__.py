@@ -1,0 +1,1 @@
+"""HTTP services that answer from a model bundle; they need no torch."""

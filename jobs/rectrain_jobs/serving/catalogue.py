@@ -1,0 +1,191 @@
+"""What is known of items besides their vectors: names, popularity, attributes that requests filter by."""
+
+import io
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rectrain.api.errors import UserError
+from rectrain.api.features import Encoding
+from rectrain.api.job import RecTrainingJobSpec
+from rectrain.api.tables import EXTRA_ROWS, categorical_of, encoding_of
+from rectrain_jobs.features import FeatureSet
+from rectrain_jobs.pipeline.categorical import StringIndexer
+from rectrain_jobs.pipeline.values import integer_of
+from rectrain_jobs.retrieval.base import Ids, Mask
+from rectrain_jobs.serving.recall_api import Condition
+
+_CACHED_FILTERS = 32
+
+
+class ItemNames:
+    """From rows of the item table to ids as the training data has them.
+
+    Args:
+        spec: The job's model and features.
+        features: The features as fitted.
+
+    Raises:
+        UserError: Item ids are hashed, so that a row stands for several items.
+    """
+
+    def __init__(self, spec: RecTrainingJobSpec, features: FeatureSet) -> None:
+        """Take the vocabulary, if there is one."""
+        item = categorical_of(spec, spec.feature(spec.model.item_id))
+        if encoding_of(item) is Encoding.HASHING:
+            raise UserError(
+                f"feature {item.name}: has encoding Hashing, by which items cannot be told from their rows; to be "
+                "served, train with encoding Identity or Vocabulary"
+            )
+        transformer = features.transformers[spec.model.item_id]
+        values = transformer.vocabulary.values if isinstance(transformer, StringIndexer) else None
+        self.known_values = None if values is None else len(values)
+        self._names: npt.NDArray[Any] | None = None
+        if values is not None:
+            numbers = [integer_of(text) for text in values]
+            are_numbers = all(str(number) == text for number, text in zip(numbers, values, strict=True))
+            self._names = np.array(numbers if are_numbers else values, object)
+
+    def of(self, rows: Ids) -> list[int | str]:
+        """Return the ids of items."""
+        found: list[int | str] = (rows if self._names is None else self._names[rows]).tolist()
+        return found
+
+
+class Attributes:
+    """Attributes of items, from a Parquet table with a row for each item.
+
+    Args:
+        columns: By attribute its value for each row of the item table; null where it is not known.
+    """
+
+    def __init__(self, columns: Mapping[str, "pa.Array[Any]"]) -> None:
+        """Hold the columns."""
+        self._columns = columns
+        self._masks: OrderedDict[str, Mask] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @classmethod
+    def read(cls, data: bytes, where: str, spec: RecTrainingJobSpec, features: FeatureSet) -> "Attributes":
+        """Read a table.
+
+        Args:
+            data: The Parquet file: a column named as the item feature, and a column for each attribute.
+            where: The file's URI, for messages.
+            spec: The job's model and features.
+            features: The features as fitted.
+
+        Raises:
+            UserError: It is no such table.
+        """
+        item_id = spec.model.item_id
+        try:
+            table: Any = pq.read_table(io.BytesIO(data))
+        except pa.ArrowException as error:
+            raise UserError(f"{where}: is no Parquet file: {' '.join(str(error).split())[:200]}") from None
+        if item_id not in table.column_names:
+            raise UserError(f"{where}: has no column {item_id}; its columns are {', '.join(table.column_names)}")
+        cardinality = categorical_of(spec, spec.feature(item_id)).cardinality or 0
+        place = np.full(cardinality, -1, np.int64)  # by row of the item table the row of this one
+        encoding: Any = features.transformers[item_id]
+        for position, value in enumerate(table.column(item_id).to_pylist()):
+            try:
+                row = encoding.row_of(value)
+            except UserError:
+                continue  # no item of this model
+            if row < cardinality:
+                place[row] = position
+        taken = pa.array(place, mask=place < 0)
+        columns = {}
+        for name in table.column_names:
+            if name == item_id:
+                continue
+            kind = table.schema.field(name).type
+            if pa.types.is_dictionary(kind):
+                kind = kind.value_type
+            if not (
+                pa.types.is_boolean(kind)
+                or pa.types.is_integer(kind)
+                or pa.types.is_floating(kind)
+                or pa.types.is_string(kind)
+                or pa.types.is_large_string(kind)
+            ):
+                raise UserError(f"{where}: attribute {name} is of type {kind}; must be text, a number or true/false")
+            columns[name] = table.column(name).cast(kind).combine_chunks().take(taken)
+        return cls(columns)
+
+    def allowed(self, conditions: Mapping[str, Condition]) -> Mask:
+        """Return by row of the item table whether the item meets all conditions.
+
+        Raises:
+            UserError: There is no such attribute, or a value is of another type than it.
+        """
+        key = repr(sorted(conditions.items()))
+        with self._lock:
+            if key in self._masks:
+                self._masks.move_to_end(key)
+                return self._masks[key]
+        mask: Any = None
+        for name, condition in conditions.items():
+            met = self._met(name, condition)
+            mask = met if mask is None else mask & met
+        with self._lock:
+            self._masks[key] = mask
+            if len(self._masks) > _CACHED_FILTERS:
+                self._masks.popitem(last=False)
+        return mask  # type: ignore[no-any-return]
+
+    def _met(self, name: str, condition: Condition) -> Mask:
+        if name not in self._columns:
+            known = ", ".join(self._columns) or "none; start the service with --items"
+            raise UserError(f"filter.{name}: there is no such attribute of items; there are {known}")
+        column: Any = self._columns[name]
+        mask = column.is_valid()
+        for values, wanted in ((condition.in_, True), (condition.not_in, False)):
+            if values is not None:
+                found = pc.is_in(column, value_set=_of_type(name, values, column.type))
+                mask = pc.and_(mask, found if wanted else pc.invert(found))
+        for bound, compare in (
+            (condition.gt, pc.greater),
+            (condition.gte, pc.greater_equal),
+            (condition.lt, pc.less),
+            (condition.lte, pc.less_equal),
+        ):
+            if bound is not None:
+                if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+                    raise UserError(f"filter.{name}: is compared with {bound}, and it is no number but {column.type}")
+                met = compare(column.cast(pa.float64()), pa.scalar(float(bound), pa.float64()))
+                mask = pc.and_(mask, pc.fill_null(met, False))
+        held: Mask = mask.to_numpy(zero_copy_only=False)
+        return held
+
+
+def _of_type(name: str, values: list[Any], kind: Any) -> Any:
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    expected: tuple[type, ...] = (str,) if is_text else (bool,) if pa.types.is_boolean(kind) else (int, float)
+    for value in values:
+        if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
+            raise UserError(f"filter.{name}: is compared with {value!r:.80}, and it is of type {kind}")
+    try:
+        return pa.array(values).cast(kind) if not pa.types.is_integer(kind) else _integers(values, kind)
+    except (pa.ArrowException, OverflowError):
+        raise UserError(f"filter.{name}: a value does not fit its type {kind}") from None
+
+
+def _integers(values: list[Any], kind: Any) -> Any:
+    # A number with a fraction is no integer's equal.
+    return pa.array([int(value) for value in values if float(value).is_integer()], kind)
+
+
+def popular_items(counts: npt.NDArray[np.int64], most: int) -> Ids:
+    """Return the rows of the most frequent items, at most so many, by falling count and then by row."""
+    order = np.argsort(-counts[: len(counts) - EXTRA_ROWS], kind="stable")[:most]
+    found: Ids = order[counts[order] > 0].astype(np.int64)
+    return found
