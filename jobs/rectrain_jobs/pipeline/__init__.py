@@ -4,6 +4,7 @@ from rectrain_jobs.pipeline.boosted_trees import BoostedTrees
 from rectrain_jobs.pipeline.categorical import Hashing, Identity, StringIndexer
 from rectrain_jobs.pipeline.dense import Bucketizer, Log, MinMaxScaler, StandardScaler, Unscaled
 from rectrain_jobs.pipeline.factorization_machine import FactorizationMachine
+from rectrain_jobs.pipeline.matrix_factorization import MatrixFactorization
 from rectrain_jobs.pipeline.one_hot import Cross, OneHot
 from rectrain_jobs.pipeline.online_pipeline import OnlinePredictionPipeline
 from rectrain_jobs.pipeline.predictor import OnlinePredictor, RawPrediction
@@ -29,6 +30,7 @@ __all__ = [
     "Identity",
     "Log",
     "LogisticRegression",
+    "MatrixFactorization",
     "MinMaxScaler",
     "OneHot",
     "OnlinePredictionPipeline",

@@ -74,6 +74,20 @@ class LogisticRegression(VectorPredictor):
         self.weights: Floats = np.ascontiguousarray(weights if weights is not None else [], np.float64)
         self._weight_of = memoryview(self.weights.data)  # the fastest to take single numbers from, and no copy
 
+    @classmethod
+    def from_spark(cls, model: Any) -> Self:
+        """Return the model that Spark MLlib's logistic regression learnt.
+
+        Args:
+            model: A pyspark.ml.classification.LogisticRegressionModel of two classes.
+
+        Raises:
+            UserError: It has other than two classes.
+        """
+        if model.numClasses != 2:
+            raise UserError(f"the logistic regression of Spark has {model.numClasses} classes; 2 are supported")
+        return cls(weights=model.coefficients.toArray(), intercept=model.intercept)
+
     @property
     def width(self) -> int:
         """Number of slots of the vectors that it takes."""
