@@ -277,7 +277,7 @@ DAMAGES = {
     "newer": (lambda f: change(f, lambda d: d.update(formatVersion=9)), "has format version 9; this rectrain reads 1"),
     "newer stage": (
         lambda f: change(f, lambda d: d["stage"].update(version=2)),
-        r"stage 'one_hot' has version 2, the installed one reads up to 1; it was saved with rectrain 0\.1\.0",
+        r"stage 'one_hot' has version 2, the installed one reads up to 1; it was saved with rectrain==0\.1\.0",
     ),
     "unknown": (
         lambda f: change(f, lambda d: d["stage"]["stages"]["ids"].update(name="acme.geo", package={"acme-geo": "1.2"})),

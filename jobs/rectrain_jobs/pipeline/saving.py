@@ -105,13 +105,16 @@ def _described(
 def _restored(
     described: dict[str, Any], path: str, arrays: dict[str, npt.NDArray[Any]], contents: dict[str, bytes], where: str
 ) -> Stage:
-    kind = stage_class(described["name"], described["package"])
+    packages = " ".join(f"{name}=={number}" for name, number in described["package"].items())
+    remedy = f"it was saved with {packages}: install it"
+    if not packages:
+        remedy = "import the module that registers it before the pipeline is loaded"
+    kind = stage_class(described["name"], remedy)
     version = described["version"]
     if not 1 <= version <= kind.stage_version:
-        packages = ", ".join(f"{name} {number}" for name, number in described["package"].items())
         raise UserError(
             f"{where}: {path}: stage {described['name']!r} has version {version}, the installed one reads up to "
-            f"{kind.stage_version}; it was saved with {packages or 'a newer release'}"
+            f"{kind.stage_version}; {remedy}"
         )
     state = State(
         described["config"],

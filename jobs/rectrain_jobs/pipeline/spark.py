@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+from pyspark.ml.linalg import SparseVector, Vectors, VectorUDT
 from pyspark.sql import DataFrame
+from pyspark.sql.functions import udf
 from pyspark.sql.pandas.types import from_arrow_type
 from pyspark.sql.types import StructField, StructType
 
@@ -44,6 +46,21 @@ def append_columns(
             yield pa.RecordBatch.from_arrays([*batch.columns, *made], names=names)
 
     return frame.mapInArrow(appended, StructType([*frame.schema.fields, *new]))
+
+
+def mllib_vectors(frame: DataFrame, column: str, width: int) -> DataFrame:
+    """Return the data frame with a column of our vectors made one of MLlib's, for its estimators to learn from.
+
+    Args:
+        frame: The data frame, as `DictionaryVectorizer.transform` returned it.
+        column: Name of the column, such as features.
+        width: Number of slots.
+    """
+
+    def sparse(vector: Any) -> SparseVector:
+        return Vectors.sparse(width, sorted(zip(vector.indices, vector.values, strict=True)))
+
+    return frame.withColumn(column, udf(sparse, VectorUDT())(column))
 
 
 def _as_streams(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -1,6 +1,6 @@
 """Stages by name: what a saved pipeline refers to, found among registered classes and installed packages."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Self, TypeVar
@@ -88,12 +88,12 @@ def register(name: str) -> Callable[[StageT], StageT]:
     return named
 
 
-def stage_class(name: str, saved_by: Mapping[str, str]) -> type[Stage]:
+def stage_class(name: str, remedy: str) -> type[Stage]:
     """Return the class of a name.
 
     Args:
         name: As in a saved pipeline.
-        saved_by: The distribution that provided the class when it was saved, and its version; empty if none did.
+        remedy: What helps where it is not known.
 
     Raises:
         UserError: No installed package provides the name, or the package that does cannot be imported.
@@ -104,14 +104,7 @@ def stage_class(name: str, saved_by: Mapping[str, str]) -> type[Stage]:
         try:
             found = entry_point.load()
         except ImportError as error:
-            raise UserError(f"stage {name!r} needs {error.name or error}; {_installing(saved_by)}") from None
+            raise UserError(f"stage {name!r} needs {error.name or error}; {remedy}") from None
         if getattr(found, "stage_name", None) == name:
             return found  # type: ignore[no-any-return]
-    raise UserError(f"stage {name!r} is not known here; {_installing(saved_by)}")
-
-
-def _installing(saved_by: Mapping[str, str]) -> str:
-    wanted = " ".join(f"{package}=={version}" for package, version in saved_by.items())
-    if not wanted:
-        return "import the module that registers it before the pipeline is loaded"
-    return f"it was saved with {wanted}: install it"
+    raise UserError(f"stage {name!r} is not known here; {remedy}")

@@ -96,3 +96,17 @@ class VectorBatch:
         starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         indices = np.concatenate([batch.indices for batch in batches])
         return cls(starts, indices, np.concatenate([batch.values for batch in batches]), batches[0].width)
+
+    @classmethod
+    def from_arrow(cls, column: Any, width: int) -> "VectorBatch":
+        """Return the vectors of a column of a data frame.
+
+        Args:
+            column: Of VECTOR_TYPE, without nulls.
+            width: Number of slots.
+        """
+        indices, values = column.field("indices"), column.field("values")
+        starts = np.zeros(len(column) + 1, np.int64)
+        np.cumsum(indices.value_lengths().to_numpy(zero_copy_only=False), out=starts[1:])
+        flat = indices.flatten().to_numpy(zero_copy_only=False), values.flatten().to_numpy(zero_copy_only=False)
+        return cls(starts, flat[0].astype(np.int64), flat[1].astype(np.float64), width)
