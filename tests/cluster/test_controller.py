@@ -208,8 +208,8 @@ def test_a_missing_pytorchjob_type_is_said_and_waited_for(tmp_path: Path) -> Non
             plane.api.kubectl("create", "-f", "-", stdin=without_server_fields(crd))
             place.wait_for("clicks", "Running", "False", "Pending", 60)
             place.set_child("clicks", "Running")
-            # The API server may end the storage that a watch of a type just installed began on, and tell the watch nothing
-            # of it. kopf begins a watch that has been silent for 70 s anew.
+            # The API server may end the storage that a watch of a new type began on, and tell the watch nothing of it.
+            # kopf begins a watch anew that has been silent for 70 s.
             place.wait_for("clicks", "Running", "True", "Training", 90)
 
 

@@ -55,8 +55,8 @@ def main(
 
     Every option can also be given as an environment variable, such as RECTRAIN_WORKERS.
     """
-    # kopf imports the client library where there is one, to know its objects when it meets them. It meets none here, and
-    # the import takes seconds and a hundred megabytes.
+    # kopf imports the client library where there is one, to know its objects when it meets them. There are none here,
+    # and the import takes seconds and a hundred megabytes.
     sys.modules.setdefault("kubernetes", None)  # type: ignore[arg-type]
 
     from rectrain.controller.app import Options, run
