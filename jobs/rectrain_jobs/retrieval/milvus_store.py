@@ -46,11 +46,10 @@ class MilvusIndex:
     def search(self, vectors: Vectors, k: int, allowed: Mask | None = None) -> Hits:
         """Find for each vector [queries, dim] the k items with the highest inner product, among the allowed ids."""
         found = no_hits(len(vectors), k)
-        if not len(vectors):
+        if not len(vectors) or (allowed is not None and not allowed.any()):
             return found
-        wanted: dict[str, Any] = {}
-        if allowed is not None:
-            wanted = {"filter": "id in {ids}", "filter_params": {"ids": np.flatnonzero(allowed).tolist()}}
+        # Written out: Milvus Lite knows no parameters of filters.
+        wanted = {} if allowed is None else {"filter": f"id in {np.flatnonzero(allowed).tolist()}"}
         parameters = {"ef": max(_EF, k)} if self.version.algorithm == "HNSW" else {}
         with _told(self._collection):
             lists = self._client.search(

@@ -42,16 +42,16 @@ class Access:
         """Say nothing of the tokens."""
         return "Access(...)"
 
-    def caller(self, credentials: Credentials) -> None:
+    async def caller(self, credentials: Credentials) -> None:
         """Let a caller pass, as a dependency of FastAPI's."""
         accepted = [token for token in (self.token, self.admin_token) if token is not None]
         if self.token is not None and not _is_one_of(credentials, accepted):
             raise HTTPException(401, "a bearer token is needed: Authorization: Bearer TOKEN", _CHALLENGE)
 
-    def administrator(self, credentials: Credentials) -> None:
+    async def administrator(self, credentials: Credentials) -> None:
         """Let an administrator pass, as a dependency of FastAPI's."""
         if self.admin_token is None:
-            self.caller(credentials)
+            await self.caller(credentials)
             if not self.admin_without_token:
                 raise HTTPException(403, "the service was started without an administrator's token; nobody may do this")
         elif credentials is None:

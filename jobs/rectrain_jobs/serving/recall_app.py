@@ -111,7 +111,7 @@ def recall_app(service: RecallService, settings: AppSettings) -> FastAPI:
     calls = APIRouter(dependencies=[Depends(access.caller)], tags=["recall"])
     administration = APIRouter(dependencies=[Depends(access.administrator)], tags=["administration"])
 
-    @calls.post("/rec/recall", response_model=api.RecallAnswer, responses=_problems(401, 413, 422, 503))
+    @calls.post("/rec/recall", response_model=api.RecallAnswer, responses=_problems(400, 401, 413, 422, 503))
     async def recall(request: api.RecallRequest) -> Response:
         """Find items for users.
 
@@ -149,7 +149,7 @@ def recall_app(service: RecallService, settings: AppSettings) -> FastAPI:
     @administration.post(
         "/rec/reload",
         response_model=api.LoadedAnswer,
-        responses=_problems(401, 403, 409, 413, 422),
+        responses=_problems(400, 401, 403, 409, 413, 422),
     )
     async def reload(request: Annotated[api.ReloadRequest | None, Body()] = None) -> api.LoadedAnswer:
         """Load the bundle and the index anew, or another bundle; what was there answers until both are loaded."""
@@ -199,6 +199,7 @@ def recall_app(service: RecallService, settings: AppSettings) -> FastAPI:
 
 _TEXT: dict[str, Any] = {"content": {"text/plain": {}}}
 _MEANINGS = {
+    400: "The body is not text in UTF-8.",
     401: "A token is needed.",
     403: "The token is not the administrator's.",
     409: "Another change is going on, or bundle and index do not belong together.",
