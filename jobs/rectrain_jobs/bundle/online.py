@@ -54,7 +54,7 @@ class BundlePredictor(OnlinePredictor[Mapping[str, Any]]):
         self.inputs = self.names
         self.features = bundle.features.select(self.names)
         dense = [feature.name for feature in self._builder.features if feature.kind is FeatureKind.DENSE]
-        self._row = _RowModel(bundle, dense)
+        self.of_row = _RowModel(bundle, dense)
 
     @classmethod
     def open(cls, uri: str, storage: Storage | None = None, label: str | None = None) -> "BundlePredictor":
@@ -85,7 +85,7 @@ class BundlePredictor(OnlinePredictor[Mapping[str, Any]]):
     def score(self, features: Mapping[str, Any]) -> Any:
         """Return the logit, logits or value of one row."""
         with torch.inference_mode():
-            scores = self._scores(self._row(self.features.transform_func(features)))
+            scores = self._scores(self.of_row(self.features.transform_func(features)))
             return scores.item() if self.num_scores is None else scores[0].numpy()
 
     def score_batch(self, features: Any) -> npt.NDArray[Any]:

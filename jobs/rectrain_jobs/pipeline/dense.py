@@ -21,6 +21,7 @@ SAMPLE_SIZE = 1 << 17
 about sqrt(q * (1 - q) / 131072), at most 0.0014, one standard deviation."""
 SAMPLE_SEED = 20240229
 DEFAULT_BUCKETS = 16
+_NUMBERS = (float, int, np.number, np.bool_)
 _FLOAT32_OVERFLOW = float(np.finfo(np.float32).max) + 2.0**103  # from here on rounding gives infinity
 
 
@@ -41,7 +42,7 @@ class Dense(ColumnTransformer):
 
     @abstractmethod
     def scale(self, values: Any) -> Any:
-        """Scale raw values: a float64 array, or one float64 number; both give the same values."""
+        """Scale raw values: a float64 array, or one float; both give the same values."""
 
     def state(self) -> State:
         """Return the arguments, fitted ones among them."""
@@ -63,7 +64,7 @@ class Dense(ColumnTransformer):
         if isinstance(value, str):
             return self._text_one(value)
         number = self.fill_missing if value is None else self._number(value)
-        scaled = self.scale(np.float64(number))
+        scaled = self.scale(number)
         if not -_FLOAT32_OVERFLOW < scaled < _FLOAT32_OVERFLOW:
             raise self._too_large(number)
         return np.float32(scaled)
@@ -76,7 +77,7 @@ class Dense(ColumnTransformer):
             raise ValueRefusedError(self.name, f"value {shown(value)} is not a finite number") from None
 
     def _number(self, value: Any) -> float:
-        if not isinstance(value, int | float | np.number | np.bool_):
+        if not isinstance(value, _NUMBERS):
             raise ValueRefusedError(self.name, f"value {shown(value)} is not a number")
         try:
             number = float(value)
