@@ -25,7 +25,7 @@ help: ## List the targets.
 setup: $(SYNCED) ## Make .venv with everything that tests need, as locked (CPU build).
 
 $(SYNCED): pyproject.toml uv.lock | $(UV)
-	$(UV) sync --frozen --extra cpu --extra operator --extra serving --extra dev
+	$(UV) sync --frozen --extra cpu --extra operator --extra serving --extra spark --extra dev
 	@touch $@
 
 $(OWN_UV):
@@ -70,9 +70,17 @@ test-unit: $(SYNCED) ## Run the tests that need no processes and no servers.
 test-worker: $(SYNCED) ## Run the tests of the worker: torch processes over gloo, object storage in MinIO.
 	$(BIN)/pytest tests/worker $(PYTEST_ARGS)
 
+.PHONY: setup-cluster
+setup-cluster: $(SYNCED) ## Install the system packages that tests on a Kubernetes node need (Debian or Ubuntu, as root).
+	$(BIN)/python tests/cluster/harness/requirements.py
+
 .PHONY: test-cluster
-test-cluster: $(SYNCED) ## Run the tests against Kubernetes: its API server, and a whole node where the machine can run one.
+test-cluster: setup-cluster ## Run the tests against Kubernetes: its API server, and a whole node where the machine can run one.
 	$(BIN)/pytest tests/cluster $(PYTEST_ARGS)
+
+.PHONY: images
+images: ## Build the operator's and the worker's image with docker or buildah; see images/build.
+	images/build operator worker
 
 .PHONY: bench
 bench: $(SYNCED) ## Run the benchmarks.

@@ -318,3 +318,14 @@ TestControllerModel = ControllerModel.TestCase
 TestControllerModel.settings = settings(
     max_examples=100, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+def test_a_job_goes_on_after_its_childs_type_was_not_served_for_a_while() -> None:
+    plain = {"queue": False, "source": False}
+    model = ControllerModel()
+    model.begin((plain, plain))
+    model.all_is_well(set(), None)
+    model.meddle(KEY, 0, "uninstall", foreground=False)
+    model.all_is_well(set(KEYS), 1)
+    model.all_is_well(set(), None)
+    model.teardown()

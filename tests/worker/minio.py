@@ -13,6 +13,7 @@ from pathlib import Path
 
 import gotools
 import pytest
+from harness.processes import DIES_WITH_PARENT
 
 START_SECONDS = 60
 
@@ -53,6 +54,7 @@ def start(folder: Path) -> tuple[subprocess.Popen[bytes], MinIO]:
     log = (folder / "minio.log").open("wb")
     process = subprocess.Popen(
         [
+            *DIES_WITH_PARENT,
             gotools.build("minio")["minio"],
             "server",
             folder / "data",

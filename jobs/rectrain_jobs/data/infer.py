@@ -16,7 +16,7 @@ from rectrain_jobs.data.formats import Definition, RawBatch, open_reader
 from rectrain_jobs.data.formats.criteo import NUM_CATEGORICAL, NUM_DENSE
 from rectrain_jobs.data.formats.lines import token_lines
 from rectrain_jobs.data.formats.synthetic import DEFAULT_CARDINALITIES
-from rectrain_jobs.features.values import shown
+from rectrain_jobs.pipeline.values import shown
 
 HISTORY_LENGTH = 50
 HASH_ROWS = 1 << 18

@@ -13,7 +13,7 @@ from rectrain.api.job import RecTrainingJobSpec
 from rectrain_jobs.data.mds import Column, MDSDataset
 from rectrain_jobs.data.record import DatasetRecord
 from rectrain_jobs.features import FeatureSet, LabelEncoder
-from rectrain_jobs.features.sequence import PADDING
+from rectrain_jobs.pipeline.sequence import PADDING
 from rectrain_jobs.storage import ObjectNotFoundError, Storage, open_store
 
 BATCH_ROWS = 1 << 16

@@ -2,7 +2,6 @@
 
 from rectrain_jobs.features.feature_set import FEATURES_FILE, FeatureSet, fit
 from rectrain_jobs.features.labels import LabelEncoder
-from rectrain_jobs.features.transformer import FeatureTransformer
-from rectrain_jobs.features.values import ValueRefusedError
+from rectrain_jobs.pipeline.values import ValueRefusedError
 
-__all__ = ["FEATURES_FILE", "FeatureSet", "FeatureTransformer", "LabelEncoder", "ValueRefusedError", "fit"]
+__all__ = ["FEATURES_FILE", "FeatureSet", "LabelEncoder", "ValueRefusedError", "fit"]

@@ -1,7 +1,6 @@
 """The features of a job, fitted: applied to batches and to single requests, saved beside the data and the model."""
 
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,23 +8,25 @@ from typing import Any
 
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from rectrain.api.errors import UserError
 from rectrain.api.features import Encoding, Feature, FeatureKind, Padding
 from rectrain.api.tables import encoding_of
-from rectrain_jobs.features.categorical import Categorical, Vocabulary, categorical_transformer
-from rectrain_jobs.features.dense import dense_transformer
-from rectrain_jobs.features.sequence import Sequence as SequenceTransformer
-from rectrain_jobs.features.transformer import FeatureTransformer
-from rectrain_jobs.storage import LocalStore, ObjectStore
+from rectrain_jobs.pipeline.categorical import Categorical, Vocabulary, categorical_transformer
+from rectrain_jobs.pipeline.dense import dense_transformer
+from rectrain_jobs.pipeline.saving import parquet_bytes, table_of
+from rectrain_jobs.pipeline.sequence import Sequence as SequenceTransformer
+from rectrain_jobs.pipeline.stage import State, register
+from rectrain_jobs.pipeline.transformer import ColumnTransformer, FeatureTransformer, column_of
+from rectrain_jobs.storage import ObjectStore, store_at
 
 FORMAT_VERSION = 1
 FEATURES_FILE = "features.json"
 
 
-class FeatureSet:
+@register("feature_set")
+class FeatureSet(FeatureTransformer[Mapping[str, Any], dict[str, Any]]):
     """Features with everything they learnt.
 
     Attributes:
@@ -45,7 +46,7 @@ class FeatureSet:
         self.transformers = _transformers(self.features, self.vocabularies, fitted or {})
 
     @property
-    def needs_fit(self) -> bool:
+    def needs_fit(self) -> bool:  # type: ignore[override]
         """Whether some feature learns from the training data."""
         return any(transformer.needs_fit for transformer in self.transformers.values())
 
@@ -54,10 +55,23 @@ class FeatureSet:
         """Names of the features that learn from the training data."""
         return [name for name, transformer in self.transformers.items() if transformer.needs_fit]
 
-    def partial_fit(self, batch: pa.RecordBatch | Mapping[str, Any]) -> None:
+    @property
+    def inputs(self) -> list[str]:  # type: ignore[override]
+        """The features' names."""
+        return list(self.transformers)
+
+    def output_fields(self) -> list["pa.Field[Any]"]:
+        """Return a column for each feature, as its transformer declares it."""
+        return [field for transformer in self.transformers.values() for field in transformer.output_fields()]
+
+    def columns_of(self, batch: pa.RecordBatch) -> list[Any]:
+        """Return the values of these columns."""
+        return list(self.transform_vectorized(batch).values())
+
+    def partial_fit(self, values: pa.RecordBatch | Mapping[str, Any]) -> None:
         """Take in one batch of the training data."""
         for name in self.fitted_names:
-            self.transformers[name].partial_fit(_column(batch, name))
+            self.transformers[name].partial_fit(column_of(values, name))
 
     def finish_fit(self) -> None:
         """Settle what was learnt, after the last batch."""
@@ -73,11 +87,11 @@ class FeatureSet:
         part.transformers = {feature.name: self.transformers[feature.name] for feature in part.features}
         return part
 
-    def transform_batch(self, batch: pa.RecordBatch | Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+    def transform_vectorized(self, values: pa.RecordBatch | Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
         """Return the columns of a batch as the model reads them.
 
         Args:
-            batch: Raw values: Arrow arrays, by feature name.
+            values: Raw values: Arrow arrays, by feature name.
 
         Returns:
             By feature name: Categorical int32 or int64 `[rows]`, Dense float32 `[rows]`, Sequence int32 or int64
@@ -87,19 +101,42 @@ class FeatureSet:
             ValueRefusedError: A value is not one that its feature takes; it names feature, value and row.
             UserError: A feature has no column.
         """
-        return {name: transformer.transform(_column(batch, name)) for name, transformer in self.transformers.items()}
+        return {
+            name: transformer.transform_batch(column_of(values, name))
+            for name, transformer in self.transformers.items()
+        }
 
-    def transform_one(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Return one row as the model reads it: what `transform_batch` returns for it, without the first dimension.
+    def transform_func(self, value: Mapping[str, Any]) -> dict[str, Any]:
+        """Return one row as the model reads it: what a batch of it would be, without the first dimension.
 
         Args:
-            row: Raw values by feature name; those that are absent or None are missing.
+            value: Raw values by feature name; those that are absent or None are missing.
 
         Raises:
             ValueRefusedError: A value is not one that its feature takes.
         """
-        get = row.get
-        return {name: transformer.transform_one(get(name)) for name, transformer in self.transformers.items()}
+        get = value.get
+        return {name: transformer.transform_func(get(name)) for name, transformer in self.transformers.items()}
+
+    def state(self) -> State:
+        """Return the definitions with what was learnt, each vocabulary as a table."""
+        tables = {vocabulary.name: vocabulary.to_table() for vocabulary in self.vocabularies.values()}
+        return State(self.to_json(), tables=tables)
+
+    @classmethod
+    def from_state(cls, state: State, version: int) -> "FeatureSet":
+        """Return the features as they were fitted."""
+        made = cls.from_json(state.config)
+        for vocabulary in made.vocabularies.values():
+            vocabulary.restore_table(state.tables[vocabulary.name])
+        return made
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "FeatureSet":
+        """Return the features of what `to_json` gave; vocabularies are still empty."""
+        entries = document["features"]
+        features = [Feature.model_validate(entry["definition"]) for entry in entries]
+        return cls(features, {entry["definition"]["name"]: entry["fitted"] for entry in entries})
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of features.json, without the digests of vocabularies."""
@@ -120,10 +157,10 @@ class FeatureSet:
         Args:
             target: A store or a local folder.
         """
-        store = _store(target)
+        store = store_at(target)
         digests = {}
         for vocabulary in self.vocabularies.values():
-            data = _vocabulary_bytes(vocabulary)
+            data = parquet_bytes(vocabulary.to_table())
             digests[vocabulary.name] = hashlib.sha256(data).hexdigest()
             store.write_bytes(vocabulary_file(vocabulary.name), data)
         document = {**self.to_json(), "vocabularies": {name: {"sha256": digest} for name, digest in digests.items()}}
@@ -139,15 +176,14 @@ class FeatureSet:
         Raises:
             UserError: A file is missing, damaged, does not belong to the others, or is of an unknown version.
         """
-        store = _store(source)
+        store = store_at(source)
         where = store.uri_of(FEATURES_FILE)
         try:
             document = json.loads(store.read_bytes(FEATURES_FILE))
             version = document["version"]
             if version != FORMAT_VERSION:
                 raise UserError(f"{where}: version {version!r} is not known; this release reads {FORMAT_VERSION}")
-            features = [Feature.model_validate(entry["definition"]) for entry in document["features"]]
-            loaded = cls(features, {entry["definition"]["name"]: entry["fitted"] for entry in document["features"]})
+            loaded = cls.from_json(document)
             digests = {name: entry["sha256"] for name, entry in document["vocabularies"].items()}
         except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
             reason = " ".join(str(error).split())
@@ -157,8 +193,7 @@ class FeatureSet:
             data = store.read_bytes(name)
             if hashlib.sha256(data).hexdigest() != digests.get(vocabulary.name):
                 raise UserError(f"{store.uri_of(name)}: does not belong to {where}; convert the data again")
-            table: Any = pq.read_table(io.BytesIO(data))
-            vocabulary.restore(table.column("value").to_pylist(), table.column("count").to_pylist())
+            vocabulary.restore_table(table_of(data))
         return loaded
 
 
@@ -200,13 +235,13 @@ def _vocabularies(features: Sequence[Feature]) -> dict[str, Vocabulary]:
 
 def _transformers(
     features: Sequence[Feature], vocabularies: Mapping[str, Vocabulary], fitted: Mapping[str, Any]
-) -> dict[str, FeatureTransformer]:
+) -> dict[str, ColumnTransformer]:
     ids: dict[str, Categorical] = {
         feature.name: categorical_transformer(feature, vocabularies.get(feature.table or feature.name))
         for feature in features
         if feature.kind is not FeatureKind.DENSE and feature.of is None
     }
-    made: dict[str, FeatureTransformer] = {}
+    made: dict[str, ColumnTransformer] = {}
     for feature in features:
         match feature.kind:
             case FeatureKind.CATEGORICAL:
@@ -219,25 +254,3 @@ def _transformers(
                 elements = ids[feature.of or feature.name]
                 made[feature.name] = SequenceTransformer(feature.name, elements, feature.max_length, padding)
     return made
-
-
-def _vocabulary_bytes(vocabulary: Vocabulary) -> bytes:
-    table = pa.table(
-        {"value": pa.array(vocabulary.values, pa.string()), "count": pa.array(vocabulary.counts, pa.int64())}
-    )
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
-
-
-def _column(batch: pa.RecordBatch | Mapping[str, Any], name: str) -> Any:
-    columns: Any = batch
-    try:
-        return columns[name]
-    except KeyError:
-        known = batch.schema.names if isinstance(batch, pa.RecordBatch) else list(batch)
-        raise UserError(f"feature {name}: there is no such column; the data has {', '.join(known) or 'none'}") from None
-
-
-def _store(place: ObjectStore | str | Path) -> ObjectStore:
-    return LocalStore(Path(place)) if isinstance(place, str | Path) else place

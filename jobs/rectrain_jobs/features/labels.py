@@ -7,8 +7,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rectrain.api.features import Label, Task
-from rectrain_jobs.features.dense import Unscaled
-from rectrain_jobs.features.values import ValueRefusedError, plain_array, shown
+from rectrain_jobs.pipeline.dense import Unscaled
+from rectrain_jobs.pipeline.values import ValueRefusedError, plain_array, shown
 
 
 class LabelEncoder:

@@ -58,9 +58,13 @@ class MIND(nn.Module):
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """Return by label name a score [rows] in 0..1 of the row's item for the closest interest; it orders rows."""
-        interests, items = self(batch)
-        scores = torch.einsum("rkd,rd->rk", interests, items[: len(interests)]).amax(dim=1) / self.temperature
+        scores = self.scores(self(batch))
         return {label.name: scores.sigmoid() for label in self.labels}
+
+    def scores(self, output: MINDOutput) -> Tensor:
+        """Return the score [rows] of each row's item for the closest interest; `predict` returns its sigmoid."""
+        interests, items = output
+        return torch.einsum("rkd,rd->rk", interests, items[: len(interests)]).amax(dim=1) / self.temperature
 
     def user_vectors(self, batch: Batch) -> Tensor:
         """Return the interests [rows, interests, width] of a batch that may have user features alone."""

@@ -74,9 +74,13 @@ class TwoTower(nn.Module):
 
         It is one where the model was trained on the label (BinaryCrossEntropy); after other losses it only orders rows.
         """
-        users, items = self(batch)
-        scores = (users * items[: len(users)]).sum(dim=1) / self.temperature
+        scores = self.scores(self(batch))
         return {label.name: scores.sigmoid() for label in self.labels}
+
+    def scores(self, output: TwoTowerOutput) -> Tensor:
+        """Return the score [rows] of each row's item for the row's user; `predict` returns its sigmoid."""
+        users, items = output
+        return (users * items[: len(users)]).sum(dim=1) / self.temperature
 
     def user_vectors(self, batch: Batch) -> Tensor:
         """Return the user vectors [rows, width] of a batch that may have user features alone."""

@@ -17,8 +17,8 @@ from rectrain.api.features import Encoding
 from rectrain.api.job import RecTrainingJobSpec
 from rectrain.api.tables import EXTRA_ROWS, categorical_of, encoding_of
 from rectrain_jobs.features import FeatureSet
-from rectrain_jobs.features.categorical import VocabularyLookup
-from rectrain_jobs.features.values import integer_of
+from rectrain_jobs.pipeline.categorical import StringIndexer
+from rectrain_jobs.pipeline.values import integer_of
 from rectrain_jobs.retrieval.base import Ids, Mask
 from rectrain_jobs.serving.recall_api import Condition
 
@@ -45,7 +45,7 @@ class ItemNames:
                 "served, train with encoding Identity or Vocabulary"
             )
         transformer = features.transformers[spec.model.item_id]
-        values = transformer.vocabulary.values if isinstance(transformer, VocabularyLookup) else None
+        values = transformer.vocabulary.values if isinstance(transformer, StringIndexer) else None
         self.known_values = None if values is None else len(values)
         self._names: npt.NDArray[Any] | None = None
         if values is not None:

@@ -9,8 +9,8 @@ from rectrain.api.features import FeatureKind, Side, UnknownPolicy
 from rectrain.api.job import RecTrainingJobSpec
 from rectrain.api.models import MIND
 from rectrain_jobs.features import FeatureSet, ValueRefusedError
-from rectrain_jobs.features.categorical import Categorical
-from rectrain_jobs.features.sequence import Sequence as SequenceTransformer
+from rectrain_jobs.pipeline.categorical import Categorical
+from rectrain_jobs.pipeline.sequence import Sequence as SequenceTransformer
 from rectrain_jobs.serving.encoder import EncodedUser
 
 

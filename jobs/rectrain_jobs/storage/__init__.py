@@ -16,6 +16,7 @@ __all__ = [
     "Storage",
     "StorageError",
     "open_store",
+    "store_at",
 ]
 
 
@@ -51,3 +52,8 @@ def open_store(uri: str, options: Storage | None = None) -> ObjectStore:
     if not uri:
         raise StorageError("storage URI is empty; use s3://bucket/prefix, file:///path or a plain path")
     return LocalStore(Path(uri).expanduser())
+
+
+def store_at(place: ObjectStore | str | Path) -> ObjectStore:
+    """Return a store as it is, or the one that a URI or path names."""
+    return open_store(str(place)) if isinstance(place, str | Path) else place

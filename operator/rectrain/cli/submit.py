@@ -34,7 +34,9 @@ def submit(
     job = load_job(job_file, overrides)
     from rectrain.manifests import Settings, memory_problem, pytorch_job
 
-    pytorch_job(job, Settings(), attempt=0, suspended=False)
+    # The operator may have an output folder for jobs that name none. Where it has not, the job's condition says so.
+    settings = Settings(output_uri=None if job.spec.output.uri else "s3://of-the-operator")
+    pytorch_job(job, settings, attempt=0, suspended=False)
     if (problem := memory_problem(job)) is not None:
         raise UserError(f"{job_file}: {problem}")
     client = client_of(namespace, context, kubeconfig)

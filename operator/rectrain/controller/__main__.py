@@ -55,9 +55,12 @@ def main(
 
     Every option can also be given as an environment variable, such as RECTRAIN_WORKERS.
     """
-    from kubernetes_asyncio.config import ConfigException
+    # kopf imports the client library where there is one, to know its objects when it meets them. There are none here,
+    # and the import takes seconds and a hundred megabytes.
+    sys.modules.setdefault("kubernetes", None)  # type: ignore[arg-type]
 
     from rectrain.controller.app import Options, run
+    from rectrain.controller.connection import NoClusterError
     from rectrain.controller.logs import configure_logging
 
     configure_logging(log_level)
@@ -74,7 +77,7 @@ def main(
     )
     try:
         code = asyncio.run(run(options))
-    except ConfigException as error:
+    except NoClusterError as error:
         raise click.UsageError(f"no cluster is configured: {error}") from None
     sys.exit(code)
 

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
 import time
@@ -13,9 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from kubernetes_asyncio import config
-from kubernetes_asyncio.client import ApiClient
-
+from rectrain.controller.connection import connected
 from rectrain.controller.errors import ApiError, ConflictError
 from rectrain.controller.kube import ApiServer
 from rectrain.controller.leader import Leadership
@@ -26,7 +23,7 @@ from rectrain.controller.queue import Item, WorkQueue
 from rectrain.controller.reconcile import Reconciler
 from rectrain.controller.server import serve
 from rectrain.controller.store import Store
-from rectrain.controller.watch import watch
+from rectrain.controller.watch import kopf_settings, watch
 from rectrain.manifests import Settings
 
 _LOG = logging.getLogger(__name__)
@@ -66,11 +63,13 @@ async def run(options: Options) -> int:
         Exit code: 0 after a signal, 1 where the Lease was lost.
 
     Raises:
-        ConfigException: No cluster is configured: neither a service account nor a kubeconfig.
+        NoClusterError: No cluster is configured: neither a service account nor a kubeconfig.
     """
     stop = _stop_event()
     store, queue = Store(), WorkQueue[Key]()
-    async with _api_server() as api, _http_server(options, store, queue):
+    way = connected(kopf_settings(namespaced=bool(options.namespaces)))
+    async with way as connection, _http_server(options, store, queue):
+        api = ApiServer(connection)
         identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
         leadership = Leadership(api, Key(options.lease_namespace, _LEASE_NAME), identity)
         if options.leader_election and not await _unless_stopped(stop, leadership.acquire()):
@@ -160,16 +159,6 @@ async def _unless_stopped(stop: asyncio.Event, waited_for: Coroutine[Any, Any, N
     for task in tasks:
         task.cancel()
     return not stop.is_set()
-
-
-@contextlib.asynccontextmanager
-async def _api_server() -> AsyncIterator[ApiServer]:
-    if "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
-        config.load_incluster_config()
-    else:
-        await config.load_kube_config()
-    async with ApiClient() as client:
-        yield ApiServer(client)
 
 
 @contextlib.asynccontextmanager

@@ -5,10 +5,9 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 import aiohttp
-from kubernetes_asyncio.client import ApiClient
-from kubernetes_asyncio.client.exceptions import ApiException
 
 from rectrain.api.pod_template import CHILD_NAME_LABEL
+from rectrain.controller.connection import Connection
 from rectrain.controller.errors import (
     AlreadyExistsError,
     ApiError,
@@ -23,7 +22,6 @@ from rectrain.controller.observed import Key, Raw
 
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
-_TIMEOUT = aiohttp.ClientTimeout(total=15)
 
 
 class Kube(Protocol):
@@ -48,18 +46,15 @@ class Kube(Protocol):
 
 
 class ApiServer:
-    """The real one, through kubernetes_asyncio's connection and credentials.
-
-    Its generated methods are left aside: they validate and copy every object into classes, which takes longer than the
-    call.
+    """The real one.
 
     Args:
-        client: A client that knows where the API server is and who we are.
+        connection: The way to it.
     """
 
-    def __init__(self, client: ApiClient) -> None:
-        """Hold the client."""
-        self._client = client
+    def __init__(self, connection: Connection) -> None:
+        """Hold the connection."""
+        self._connection = connection
 
     async def get(self, kind: Kind, key: Key) -> Raw:
         """Return an object."""
@@ -99,23 +94,15 @@ class ApiServer:
     async def _call(
         self, verb: str, kind: Kind, path: str, body: Any = None, content_type: str = "application/json"
     ) -> Raw:
-        headers = {"Accept": "application/json", "Content-Type": content_type, **self._client.default_headers}
-        await self._client.update_params_for_auth(headers, [], ["BearerToken"])
+        headers = {"Accept": "application/json", "Content-Type": content_type}
         code = 0
         try:
-            answer = await self._client.rest_client.request(
-                verb,
-                self._client.configuration.host + path,
-                headers=headers,
-                body=body,
-                _request_timeout=_TIMEOUT,
-            )
-            code = answer.status
-            found: Raw = json.loads(answer.data)
+            text = None if body is None else json.dumps(body)
+            code, answer = await self._connection.request(verb, path, text, headers)
+            if not 200 <= code < 300:
+                raise error_of(f"{verb} {path}", code, answer)
+            found: Raw = json.loads(answer)
             return found
-        except ApiException as error:
-            code = error.status
-            raise error_of(f"{verb} {path}", error.status, _text(error.body)) from None
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
             raise ApiError(f"{verb} {path}: {type(error).__name__}: {error}") from error
         finally:
@@ -150,7 +137,3 @@ def error_of(call: str, code: int, body: str) -> ApiError:
         case 403, _:
             return RefusedError(said or message, permanent=False)
     return ApiError(message)
-
-
-def _text(body: Any) -> str:
-    return body.decode(errors="replace") if isinstance(body, bytes) else str(body or "")

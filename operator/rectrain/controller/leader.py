@@ -1,8 +1,7 @@
 """Leader election by a coordination.k8s.io Lease: of several controllers, one acts.
 
-The protocol is client-go's leaderelection. kubernetes_asyncio has one too, which a lost connection ends and which
-compares the clocks of two machines; this one believes only its own clock: a Lease is over when it has not been seen to
-change for its duration.
+The protocol is client-go's leaderelection. As there, only the own clock is believed, and never one machine's compared
+with another's: a Lease is over when it has not been seen to change for its duration.
 """
 
 import asyncio

@@ -138,8 +138,10 @@ class Reconciler:
         known = self._store.known(kind, key)
         try:
             self._store.take_answer(kind, await self._kube.get(kind, key))
-        except (NotFoundError, KindMissingError):
+        except NotFoundError:
             self._store.take_absence(kind, key, known)
+        except KindMissingError:
+            pass  # an API server that does not serve the kind at this moment says nothing of its objects
 
     async def _read_pods(self, key: Key) -> None:
         known = self._store.known_pods(key)

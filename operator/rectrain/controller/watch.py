@@ -9,6 +9,7 @@ from typing import Any
 import kopf
 
 from rectrain.api.pod_template import CHILD_NAME_LABEL
+from rectrain.controller.connection import login
 from rectrain.controller.kinds import Kind
 from rectrain.controller.metrics import WATCH_EVENTS
 from rectrain.controller.observed import Key
@@ -26,8 +27,8 @@ def registry(store: Store, queue: WorkQueue[Key]) -> kopf.OperatorRegistry:
     handlers = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=handlers)
-    def login(**arguments: Any) -> kopf.ConnectionInfo | None:
-        return kopf.login_with_service_account(**arguments) or kopf.login_with_kubeconfig(**arguments)
+    def on_login(settings: kopf.OperatorSettings, **_: Any) -> kopf.ConnectionInfo:
+        return login(settings)
 
     for kind in WATCHED:
         _handle(kind, handlers, store, queue)
@@ -44,7 +45,7 @@ def _handle(kind: Kind, handlers: kopf.OperatorRegistry, store: Store, queue: Wo
             queue.add(key)
 
 
-def settings(*, namespaced: bool) -> kopf.OperatorSettings:
+def kopf_settings(*, namespaced: bool) -> kopf.OperatorSettings:
     """Return how kopf watches.
 
     Args:
@@ -73,7 +74,7 @@ async def watch(store: Store, queue: WorkQueue[Key], namespaces: Sequence[str]) 
     """
     await kopf.operator(
         registry=registry(store, queue),
-        settings=settings(namespaced=bool(namespaces)),
+        settings=kopf_settings(namespaced=bool(namespaces)),
         standalone=True,
         clusterwide=not namespaces,
         namespaces=list(namespaces),

@@ -16,7 +16,7 @@ from rectrain.api.features import Encoding, Feature, FeatureKind, Label, Task
 from rectrain.api.job import RecTrainingJobSpec
 from rectrain.api.tables import encoding_of
 from rectrain_jobs.data.source import SourceFile, find_files
-from rectrain_jobs.features.values import ValueRefusedError, integers_of_text
+from rectrain_jobs.pipeline.values import ValueRefusedError, integers_of_text
 from rectrain_jobs.storage import Storage
 
 BATCH_ROWS = 1 << 16

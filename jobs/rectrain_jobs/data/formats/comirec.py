@@ -15,7 +15,7 @@ from rectrain_jobs.data.formats.grouped import group
 from rectrain_jobs.data.formats.history import items_before, other_items
 from rectrain_jobs.data.formats.lines import TokenLines, token_lines
 from rectrain_jobs.data.source import SourceFile
-from rectrain_jobs.features.dense import Unscaled
+from rectrain_jobs.pipeline.dense import Unscaled
 
 _KEYS = ("user_id", "target_item", "hist_item", "eval_item")
 

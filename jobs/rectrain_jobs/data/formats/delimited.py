@@ -12,7 +12,7 @@ import pyarrow.csv as pa_csv
 from rectrain.api.errors import UserError
 from rectrain_jobs.data.formats.base import RawBatch
 from rectrain_jobs.data.source import SourceFile
-from rectrain_jobs.features.values import first_failure
+from rectrain_jobs.pipeline.values import first_failure
 
 BLOCK_BYTES = 1 << 22
 

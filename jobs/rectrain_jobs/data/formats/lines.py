@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from rectrain.api.errors import UserError
 from rectrain_jobs.data.source import SourceFile
-from rectrain_jobs.features.values import first_failure
+from rectrain_jobs.pipeline.values import first_failure
 
 BLOCK_BYTES = 1 << 19
 

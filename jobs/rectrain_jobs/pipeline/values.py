@@ -41,6 +41,8 @@ def shown(value: object) -> str:
 
 def python_value(value: Any) -> Any:
     """Return a plain Python value for a numpy scalar, and None for what counts as a missing id: NaN and empty text."""
+    if type(value) is str:  # the common case
+        return value or None
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bytes):

@@ -12,17 +12,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rectrain.api.features import Feature, Transform
-from rectrain_jobs.features.transformer import FeatureTransformer
-from rectrain_jobs.features.values import ValueRefusedError, first_failure, plain_array, shown
+from rectrain_jobs.pipeline.stage import State, register
+from rectrain_jobs.pipeline.transformer import ColumnTransformer
+from rectrain_jobs.pipeline.values import ValueRefusedError, first_failure, plain_array, shown
 
 SAMPLE_SIZE = 1 << 17
 """Values from which quantiles are taken; a uniform sample of larger data, in which a quantile q is off by a rank of
 about sqrt(q * (1 - q) / 131072), at most 0.0014, one standard deviation."""
 SAMPLE_SEED = 20240229
 DEFAULT_BUCKETS = 16
+_NUMBERS = (float, int, np.number, np.bool_)
+_FLOAT32_OVERFLOW = float(np.finfo(np.float32).max) + 2.0**103  # from here on rounding gives infinity
 
 
-class Dense(FeatureTransformer):
+class Dense(ColumnTransformer):
     """A number; subclasses scale it."""
 
     dtype = np.dtype(np.float32)
@@ -39,11 +42,15 @@ class Dense(FeatureTransformer):
 
     @abstractmethod
     def scale(self, values: Any) -> Any:
-        """Scale raw values: a float64 array, or one float64 number; both give the same values."""
+        """Scale raw values: a float64 array, or one float; both give the same values."""
 
-    def transform(self, array: "pa.Array[Any]") -> npt.NDArray[Any]:
+    def state(self) -> State:
+        """Return the arguments, fitted ones among them."""
+        return State({"name": self.name, "fill_missing": self.fill_missing, **self.to_json()})
+
+    def transform_vectorized(self, values: Any) -> npt.NDArray[Any]:
         """Return the scaled values of a batch, float32 `[rows]`."""
-        values = self.raw(array)
+        values = self.raw(values)
         with np.errstate(over="ignore"):
             scaled = np.asarray(self.scale(values), np.float64).astype(np.float32)
         finite = np.isfinite(scaled)
@@ -52,26 +59,25 @@ class Dense(FeatureTransformer):
             raise self._too_large(float(values[row])).at_row(row)
         return scaled
 
-    def transform_one(self, value: Any) -> Any:
+    def transform_func(self, value: Any) -> Any:
         """Return the scaled value of one raw value, a float32 scalar."""
         if isinstance(value, str):
             return self._text_one(value)
         number = self.fill_missing if value is None else self._number(value)
-        with np.errstate(over="ignore"):
-            scaled = np.float32(self.scale(np.float64(number)))
-        if not -np.inf < scaled < np.inf:
+        scaled = self.scale(number)
+        if not -_FLOAT32_OVERFLOW < scaled < _FLOAT32_OVERFLOW:
             raise self._too_large(number)
-        return scaled
+        return np.float32(scaled)
 
     def _text_one(self, value: str) -> Any:
         # Arrow and Python do not read quite the same texts as numbers; Arrow decides.
         try:
-            return self.transform(pa.array([value]))[0]
+            return self.transform_vectorized(pa.array([value]))[0]
         except (ValueRefusedError, UnicodeEncodeError):
             raise ValueRefusedError(self.name, f"value {shown(value)} is not a finite number") from None
 
     def _number(self, value: Any) -> float:
-        if not isinstance(value, int | float | np.number | np.bool_):
+        if not isinstance(value, _NUMBERS):
             raise ValueRefusedError(self.name, f"value {shown(value)} is not a number")
         try:
             number = float(value)
@@ -131,6 +137,7 @@ def _without_empty(array: Any) -> Any:
     return pc.if_else(pc.equal(array, pa.scalar("", array.type)), None, array)
 
 
+@register("unscaled")
 class Unscaled(Dense):
     """The number as it is."""
 
@@ -143,6 +150,7 @@ class Unscaled(Dense):
         return {}
 
 
+@register("log")
 class Log(Dense):
     """sign(x) * log(1 + abs(x))."""
 
@@ -155,7 +163,8 @@ class Log(Dense):
         return {}
 
 
-class Standard(Dense):
+@register("standard_scaler")
+class StandardScaler(Dense):
     """Mean 0 and variance 1 over the training data.
 
     Mean and sum of squares are merged batch by batch as in Chan, Golub and LeVeque, "Updating formulae and a pairwise
@@ -173,9 +182,9 @@ class Standard(Dense):
         self._running_mean = 0.0
         self._squares = 0.0
 
-    def partial_fit(self, array: "pa.Array[Any]") -> None:
+    def partial_fit(self, values: Any) -> None:
         """Merge the mean and the squares of a batch."""
-        values = self.raw(array)
+        values = self.raw(values)
         if not len(values):
             return
         mean = float(values.mean())
@@ -192,6 +201,7 @@ class Standard(Dense):
             deviation = float(np.sqrt(self._squares / self._count))
             # Of a constant, rounding may leave a deviation that is no more than noise.
             self.deviation = deviation if deviation > 1e-12 * abs(self.mean) else 1.0
+        self._count, self._running_mean, self._squares = 0, 0.0, 0.0
 
     def scale(self, values: Any) -> Any:
         """Return how many deviations the values are above the mean."""
@@ -202,7 +212,43 @@ class Standard(Dense):
         return {"mean": self.mean, "deviation": self.deviation}
 
 
-class Bucket(Dense):
+@register("min_max_scaler")
+class MinMaxScaler(Dense):
+    """0 for the smallest value of the training data, 1 for the largest; values outside are outside 0 to 1."""
+
+    needs_fit = True
+
+    def __init__(self, name: str, fill_missing: float = 0.0, minimum: float = 0.0, maximum: float = 1.0) -> None:
+        """Describe the feature, fitted or not."""
+        super().__init__(name, fill_missing)
+        self.minimum = minimum
+        self.maximum = maximum
+        self._seen = (np.inf, -np.inf)
+
+    def partial_fit(self, values: Any) -> None:
+        """Take in the extremes of a batch."""
+        values = self.raw(values)
+        if len(values):
+            low, high = self._seen
+            self._seen = (min(low, float(values.min())), max(high, float(values.max())))
+
+    def finish_fit(self) -> None:
+        """Settle the extremes; a constant is only shifted."""
+        if self._seen[0] <= self._seen[1]:
+            self.minimum, self.maximum = self._seen
+        self._seen = (np.inf, -np.inf)
+
+    def scale(self, values: Any) -> Any:
+        """Return where the values are between the extremes."""
+        return (values - self.minimum) / ((self.maximum - self.minimum) or 1.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the extremes."""
+        return {"minimum": self.minimum, "maximum": self.maximum}
+
+
+@register("bucketizer")
+class Bucketizer(Dense):
     """The number of the interval between boundaries that a value is in, divided by the number of boundaries.
 
     Interval i holds the values from boundary i - 1 to below boundary i. Boundaries that are not given are quantiles of
@@ -225,11 +271,11 @@ class Bucket(Dense):
         self._keys = np.empty(0)
         self._sample = np.empty(0)
 
-    def partial_fit(self, array: "pa.Array[Any]") -> None:
+    def partial_fit(self, values: Any) -> None:
         """Let the values of a batch compete for a place in the sample."""
         if not self.needs_fit:
             return
-        values = self.raw(array)
+        values = self.raw(values)
         keys = np.concatenate([self._keys, self._random.random(len(values))])
         values = np.concatenate([self._sample, values])
         if len(keys) > SAMPLE_SIZE:
@@ -266,7 +312,7 @@ def dense_transformer(feature: Feature, fitted: dict[str, Any] | None = None) ->
         case Transform.LOG:
             return Log(feature.name, fill)
         case Transform.STANDARD:
-            return Standard(feature.name, fill, **(fitted or {}))
+            return StandardScaler(feature.name, fill, **(fitted or {}))
         case Transform.BUCKET:
             boundaries = (fitted or {}).get("boundaries", feature.boundaries)
-            return Bucket(feature.name, fill, boundaries, feature.num_buckets or DEFAULT_BUCKETS)
+            return Bucketizer(feature.name, fill, boundaries, feature.num_buckets or DEFAULT_BUCKETS)

@@ -8,18 +8,22 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rectrain.api.features import Padding
-from rectrain_jobs.features.categorical import Categorical
-from rectrain_jobs.features.transformer import FeatureTransformer
-from rectrain_jobs.features.values import ValueRefusedError, plain_array, shown
+from rectrain_jobs.pipeline.categorical import Categorical
+from rectrain_jobs.pipeline.stage import State, register
+from rectrain_jobs.pipeline.transformer import ColumnTransformer
+from rectrain_jobs.pipeline.values import ValueRefusedError, plain_array, shown
 
 PADDING = -1
 """Fills a short sequence; it is no id."""
 
 
-class Sequence(FeatureTransformer):
+@register("sequence")
+class Sequence(ColumnTransformer):
     """The last `max_length` elements of a list, each encoded as an id; a missing list is an empty one."""
 
-    def __init__(self, name: str, elements: Categorical, max_length: int, padding: Padding) -> None:
+    def __init__(
+        self, name: str, elements: Categorical, max_length: int, padding: Padding | str = Padding.RIGHT
+    ) -> None:
         """Describe the feature.
 
         Args:
@@ -31,16 +35,21 @@ class Sequence(FeatureTransformer):
         self.name = name
         self.elements = elements
         self.max_length = max_length
-        self.padding = padding
+        self.padding = Padding(padding)
         self.dtype = elements.dtype
         self.shape = (max_length,)
         self.owns_elements = elements.name == name
         self.needs_fit = self.owns_elements and elements.needs_fit
 
-    def partial_fit(self, array: "pa.Array[Any]") -> None:
+    def state(self) -> State:
+        """Return the arguments."""
+        config = {"name": self.name, "max_length": self.max_length, "padding": self.padding}
+        return State(config, stages={"elements": self.elements})
+
+    def partial_fit(self, values: Any) -> None:
         """Let the elements learn, unless they are another feature's."""
         if self.needs_fit:
-            lists = self._lists(array)
+            lists = self._lists(values)
             if lists is not None:
                 self.elements.partial_fit(lists.flatten())
 
@@ -49,10 +58,10 @@ class Sequence(FeatureTransformer):
         if self.needs_fit:
             self.elements.finish_fit()
 
-    def transform(self, array: "pa.Array[Any]") -> npt.NDArray[Any]:
+    def transform_vectorized(self, values: Any) -> npt.NDArray[Any]:
         """Return the rows of a batch of lists, `[rows, max_length]`, -1 where there is no element."""
-        out = np.full((len(array), self.max_length), PADDING, self.dtype)
-        lists = self._lists(array)
+        out = np.full((len(values), self.max_length), PADDING, self.dtype)
+        lists = self._lists(values)
         if lists is None:
             return out
         offsets = lists.offsets.to_numpy().astype(np.int64)
@@ -67,16 +76,16 @@ class Sequence(FeatureTransformer):
         else:
             positions = starts[:, None] + steps
             present = positions < ends[:, None]
-        values = lists.values.take(pa.array(positions[present]))
+        kept = lists.values.take(pa.array(positions[present]))
         try:
-            out[present] = self.elements.transform(values)
+            out[present] = self.elements.transform_vectorized(kept)
         except ValueRefusedError as error:
             # The values are in row order, so the row is the one whose elements reach past the value.
             row = int(np.searchsorted(present.sum(axis=1).cumsum(), error.row or 0, side="right"))
             raise ValueRefusedError(self.name, error.problem, row) from None
         return out
 
-    def transform_one(self, value: Any) -> Any:
+    def transform_func(self, value: Any) -> Any:
         """Return the row of one list, `[max_length]`."""
         out = np.full(self.max_length, PADDING, self.dtype)
         if value is None:

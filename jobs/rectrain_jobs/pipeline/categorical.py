@@ -16,8 +16,9 @@ import xxhash
 
 from rectrain.api.features import Encoding, Feature, UnknownPolicy
 from rectrain.api.tables import EXTRA_ROWS, encoding_of, unknown_policy_of
-from rectrain_jobs.features.transformer import FeatureTransformer
-from rectrain_jobs.features.values import (
+from rectrain_jobs.pipeline.stage import State, register
+from rectrain_jobs.pipeline.transformer import ColumnTransformer
+from rectrain_jobs.pipeline.values import (
     ValueRefusedError,
     canonical_text,
     integer_of,
@@ -36,14 +37,22 @@ def id_dtype(cardinality: int) -> np.dtype[Any]:
     return np.dtype(np.int32 if cardinality + EXTRA_ROWS <= _INT32_ROWS else np.int64)
 
 
-class Categorical(FeatureTransformer):
+class Categorical(ColumnTransformer):
     """An id; subclasses say which row a known value has."""
 
-    def __init__(self, name: str, cardinality: int, unknown: UnknownPolicy) -> None:
-        """Describe the feature's table."""
+    def __init__(
+        self, name: str, cardinality: int, unknown: UnknownPolicy | str = UnknownPolicy.OUT_OF_VOCABULARY
+    ) -> None:
+        """Describe the feature's table.
+
+        Args:
+            name: Name of the column.
+            cardinality: Number of ids.
+            unknown: What happens to values that the encoding does not know.
+        """
         self.name = name
         self.cardinality = cardinality
-        self.unknown = unknown
+        self.unknown = UnknownPolicy(unknown)
         self.dtype = id_dtype(cardinality)
 
     @property
@@ -55,6 +64,10 @@ class Categorical(FeatureTransformer):
     def missing_row(self) -> int:
         """Row of missing values."""
         return self.cardinality + 1
+
+    def state(self) -> State:
+        """Return the arguments."""
+        return State({"name": self.name, "cardinality": self.cardinality, "unknown": self.unknown})
 
     @abstractmethod
     def _known_row(self, value: Any) -> int | None:
@@ -83,13 +96,13 @@ class Categorical(FeatureTransformer):
             raise ValueRefusedError(self.name, f"value {shown(value)} is not {self._expected()}")
         return self.out_of_vocabulary_row
 
-    def transform_one(self, value: Any) -> Any:
+    def transform_func(self, value: Any) -> Any:
         """Return the row of one raw value, a numpy scalar of `dtype`."""
         return self.dtype.type(self.row_of(value))
 
-    def transform(self, array: "pa.Array[Any]") -> npt.NDArray[Any]:
+    def transform_vectorized(self, values: Any) -> npt.NDArray[Any]:
         """Return the rows of a batch of raw values, `[rows]` of `dtype`: `row_of` applied to each distinct value."""
-        array = plain_array(array)
+        array = plain_array(values)
         if len(array) == 0 or pa.types.is_null(array.type):
             return np.full(len(array), self.missing_row, self.dtype)
         try:
@@ -97,10 +110,10 @@ class Categorical(FeatureTransformer):
         except pa.ArrowNotImplementedError:
             raise ValueRefusedError(self.name, f"has type {array.type}; an id is text or a number", row=0) from None
         codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-        values = encoded.dictionary.to_pylist()
-        rows = np.empty(len(values) + 1, self.dtype)
+        distinct = encoded.dictionary.to_pylist()
+        rows = np.empty(len(distinct) + 1, self.dtype)
         rows[-1] = self.missing_row
-        for code, value in enumerate(values):
+        for code, value in enumerate(distinct):
             try:
                 rows[code] = self.row_of(value)
             except ValueRefusedError as error:
@@ -109,6 +122,7 @@ class Categorical(FeatureTransformer):
         return encoded_rows
 
 
+@register("identity")
 class Identity(Categorical):
     """Integers from 0 to cardinality - 1, which are rows as they are."""
 
@@ -119,13 +133,13 @@ class Identity(Categorical):
     def _expected(self) -> str:
         return f"an id from 0 to {self.cardinality - 1} (cardinality {self.cardinality})"
 
-    def transform(self, array: "pa.Array[Any]") -> npt.NDArray[Any]:
+    def transform_vectorized(self, values: Any) -> npt.NDArray[Any]:
         """Return the rows of a batch; integers, the common case, without a look at each distinct value."""
-        array = plain_array(array)
+        array = plain_array(values)
         if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
             array = integers_of_text(array) or array
         if not pa.types.is_integer(array.type) or array.null_count:
-            return super().transform(array)
+            return super().transform_vectorized(array)
         ids = array.to_numpy(zero_copy_only=False)
         unknown = (
             (ids < 0) | (ids >= np.uint64(self.cardinality))
@@ -146,6 +160,7 @@ class Identity(Categorical):
         return {}
 
 
+@register("hashing")
 class Hashing(Categorical):
     """Any value: XXH64 (seed 0) of the UTF-8 of its canonical text, modulo cardinality.
 
@@ -195,6 +210,11 @@ class Vocabulary:
                 text = canonical_text(value)
                 seen[text] = seen.get(text, 0) + times
 
+    @property
+    def counting(self) -> bool:
+        """Whether values were counted since it was last settled."""
+        return bool(self._seen)
+
     def settle(self) -> None:
         """Keep the most frequent values; of equally frequent ones the smaller, numbers (if all are) by value."""
         numbers = all(_is_integer_text(text) for text in self._seen)
@@ -209,21 +229,61 @@ class Vocabulary:
         self.values, self.counts = values, counts
         self.rows = {text: row for row, text in enumerate(values)}
 
+    def to_table(self) -> pa.Table:
+        """Return what was learnt: the columns value and count, in the order of the rows."""
+        return pa.table({"value": pa.array(self.values, pa.string()), "count": pa.array(self.counts, pa.int64())})
+
+    def restore_table(self, table: pa.Table) -> None:
+        """Set what was learnt to the content of a table that `to_table` gave."""
+        columns: Any = table
+        self.restore(columns.column("value").to_pylist(), columns.column("count").to_pylist())
+
 
 def _is_integer_text(text: str) -> bool:
     number = integer_of(text)
     return number is not None and str(number) == text
 
 
-class VocabularyLookup(Categorical):
-    """Values learnt from the training data."""
+@register("string_indexer")
+class StringIndexer(Categorical):
+    """Values learnt from the training data, the most frequent first."""
 
     needs_fit = True
 
-    def __init__(self, name: str, unknown: UnknownPolicy, vocabulary: Vocabulary) -> None:
-        """Look values up in a vocabulary, which other features of the table may share."""
-        super().__init__(name, vocabulary.limit, unknown)
-        self.vocabulary = vocabulary
+    def __init__(
+        self,
+        name: str,
+        cardinality: int,
+        unknown: UnknownPolicy | str = UnknownPolicy.OUT_OF_VOCABULARY,
+        *,
+        min_count: int = 1,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
+        """Describe the feature, fitted or not.
+
+        Args:
+            name: Name of the column.
+            cardinality: The most values that are kept.
+            unknown: What happens to other values.
+            min_count: Values seen fewer times are left out.
+            vocabulary: One that other features share.
+        """
+        super().__init__(name, cardinality, unknown)
+        self.vocabulary = vocabulary or Vocabulary(name, cardinality, min_count)
+
+    def state(self) -> State:
+        """Return the arguments, and the vocabulary as a table."""
+        state = super().state()
+        state.config["min_count"] = self.vocabulary.min_count
+        state.tables["vocabulary"] = self.vocabulary.to_table()
+        return state
+
+    @classmethod
+    def from_state(cls, state: State, version: int) -> "StringIndexer":
+        """Return the indexer with the vocabulary that it learnt."""
+        made = cls(**state.config)
+        made.vocabulary.restore_table(state.tables["vocabulary"])
+        return made
 
     def _known_row(self, value: Any) -> int | None:
         return self.vocabulary.rows.get(canonical_text(value))
@@ -231,9 +291,9 @@ class VocabularyLookup(Categorical):
     def _expected(self) -> str:
         return f"in the vocabulary of {len(self.vocabulary.values)} values learnt from the training data"
 
-    def partial_fit(self, array: "pa.Array[Any]") -> None:
+    def partial_fit(self, values: Any) -> None:
         """Count the values of a batch."""
-        array = plain_array(array)
+        array = plain_array(values)
         if len(array) == 0 or pa.types.is_null(array.type):
             return
         try:
@@ -244,7 +304,7 @@ class VocabularyLookup(Categorical):
 
     def finish_fit(self) -> None:
         """Settle the vocabulary, unless a feature that shares it has."""
-        if not self.vocabulary.rows:
+        if self.vocabulary.counting:
             self.vocabulary.settle()
 
     def to_json(self) -> dict[str, Any]:
@@ -268,4 +328,4 @@ def categorical_transformer(feature: Feature, vocabulary: Vocabulary | None) -> 
             return Hashing(feature.name, feature.cardinality, unknown)
         case Encoding.VOCABULARY:
             assert vocabulary is not None
-            return VocabularyLookup(feature.name, unknown, vocabulary)
+            return StringIndexer(feature.name, vocabulary.limit, unknown, vocabulary=vocabulary)
