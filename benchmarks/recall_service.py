@@ -69,6 +69,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     write_model(folder / "bundle", vectors)
     bodies = [json.dumps({"top_k": TOP_K, "hist_item": [h]}).encode() for h in histories(clusters, 2000, rng)]
     report |= publish_items(folder)
+    print(f"the index is published: {report['index']}, {report['publish, seconds']} s", flush=True)
     report |= alone(folder, bodies)
     report |= {f"floor, {name}": value for name, value in asyncio.run(floor(bodies, arguments.seconds / 2)).items()}
     report |= service(folder / "bundle", folder / "index", bodies, arguments)
