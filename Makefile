@@ -79,8 +79,8 @@ test-cluster: setup-cluster ## Run the tests against Kubernetes: its API server,
 	$(BIN)/pytest tests/cluster $(PYTEST_ARGS)
 
 .PHONY: images
-images: ## Build the operator's and the worker's image with docker or buildah; see images/build.
-	images/build operator worker
+images: ## Build the operator's, the worker's and the services' image with docker or buildah; see images/build.
+	images/build operator worker serving
 
 .PHONY: bench
 bench: $(SYNCED) ## Run the benchmarks.

@@ -69,6 +69,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     write_model(folder / "bundle", vectors)
     bodies = [json.dumps({"top_k": TOP_K, "hist_item": [h]}).encode() for h in histories(clusters, 2000, rng)]
     report |= publish_items(folder)
+    print(f"the index is published: {report['index']}, {report['publish, seconds']} s", flush=True)
     report |= alone(folder, bodies)
     report |= {f"floor, {name}": value for name, value in asyncio.run(floor(bodies, arguments.seconds / 2)).items()}
     report |= service(folder / "bundle", folder / "index", bodies, arguments)
@@ -162,7 +163,9 @@ def alone(folder: Path, bodies: Sequence[bytes]) -> dict[str, Any]:
     """Measure encoding and searching without a service, and what the index loses."""
     import faiss
 
+    from rectrain_jobs.retrieval.base import Hits
     from rectrain_jobs.retrieval.faiss_store import FaissStore
+    from rectrain_jobs.retrieval.merging import merge
     from rectrain_jobs.retrieval.opening import served_index
     from rectrain_jobs.serving.encoder import EncodedUser
     from rectrain_jobs.serving.recall_model import RecallModel
@@ -182,11 +185,17 @@ def alone(folder: Path, bodies: Sequence[bytes]) -> dict[str, Any]:
         searching.append(time.perf_counter() - encoded)
     cpu = (time.process_time() - cpu) / len(users)
     queries = np.concatenate(vectors[:200])
-    exact, _ = faiss.knn(queries, model.items().vectors, TOP_K, metric=faiss.METRIC_INNER_PRODUCT)
-    found = index.search(queries, TOP_K).scores
-    recall = np.mean(found >= exact[:, -1:] - 1e-5)  # by score, as equal items may come in any order
+    exact = Hits(*faiss.knn(queries, model.items().vectors, TOP_K, metric=faiss.METRIC_INNER_PRODUCT)[::-1])
+    found = index.search(queries, TOP_K)
+    recall = np.mean(found.scores >= exact.scores[:, -1:] - 1e-5)  # by score, as equal items may come in any order
+    of_users = []
+    for first in range(0, len(queries), INTERESTS):
+        part = slice(first, first + INTERESTS)
+        best, got = (merge(Hits(hits.ids[part], hits.scores[part]), TOP_K)[1] for hits in (exact, found))
+        of_users.append(np.mean(got >= best[-1] - 1e-5))
     both = [a + b for a, b in zip(encoding, searching, strict=True)]
     return {
+        "recall@50 of exact, each user": round(float(np.mean(of_users)), 4),
         "recall@50 of exact, each interest": round(float(recall), 4),
         "encode: p50": milliseconds(encoding, 50),
         "search: p50": milliseconds(searching, 50),

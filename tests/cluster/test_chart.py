@@ -14,6 +14,7 @@ from rectrain.api.crd import custom_resource_definition
 from rectrain.controller.metrics import REGISTRY, JobsCollector
 
 CHART = Path(__file__).parents[2] / "charts" / "rectrain"
+RECALL = {"recall.enabled": "true", "recall.bundle": "s3://models/mind/bundle"}
 ALL_MONITORING = {
     "metrics.serviceMonitor.enabled": "true",
     "metrics.prometheusRule.enabled": "true",
@@ -139,9 +140,11 @@ def test_rules_are_spelled_out_and_read_no_secrets() -> None:
                 assert "secrets" not in rule["resources"]
 
 
-@pytest.mark.parametrize(("kind", "name"), [("Deployment", "rectrain"), ("Pod", "rectrain-test")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("Deployment", "rectrain"), ("Deployment", "rectrain-recall"), ("Pod", "rectrain-test")]
+)
 def test_pods_are_fit_for_the_restricted_standard(kind: str, name: str) -> None:
-    found = one(render(), kind, name)
+    found = one(render(**RECALL), kind, name)
     pod = found["spec"]["template"]["spec"] if kind == "Deployment" else found["spec"]
     assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
     for container in pod["containers"]:
@@ -163,12 +166,94 @@ def test_pods_are_fit_for_the_restricted_standard(kind: str, name: str) -> None:
         ("jobDefaults.outputUri=bucket", "outputUri"),
         ("watchNamespaces={Team_A}", "watchNamespaces"),
         ("metrics.serviceMonitor.interval=often", "interval"),
+        ("recall.limits.topK=0", "topK"),
+        ("recall.tokenSecret=My_Secret", "tokenSecret"),
     ],
 )
 def test_value_that_may_not_be_is_refused_by_name(setting: str, named: str) -> None:
     refused = helm("template", "rectrain", CHART, "--kube-version=1.34.0", f"--set={setting}")
     assert refused.returncode != 0
     assert named in refused.stderr
+
+
+RECALL_OBJECTS = {
+    ("Deployment", "rectrain-recall"),
+    ("Service", "rectrain-recall"),
+    ("PodDisruptionBudget", "rectrain-recall"),
+}
+
+
+def named(objects: list[dict[str, Any]]) -> set[tuple[str, str]]:
+    return {(each["kind"], each["metadata"]["name"]) for each in objects}
+
+
+@pytest.mark.parametrize(
+    ("values", "more", "less"),
+    [
+        ({}, set(), set()),
+        ({"recall.replicas": "1"}, set(), {"PodDisruptionBudget"}),
+        ({"recall.podDisruptionBudget.enabled": "false"}, set(), {"PodDisruptionBudget"}),
+        ({"recall.autoscaling.enabled": "true"}, {"HorizontalPodAutoscaler"}, set()),
+        (
+            {"recall.autoscaling.enabled": "true", "recall.autoscaling.minReplicas": "1"},
+            {"HorizontalPodAutoscaler"},
+            {"PodDisruptionBudget"},
+        ),
+        ({"metrics.serviceMonitor.enabled": "true"}, {"ServiceMonitor"}, set()),
+    ],
+    ids=str,
+)
+def test_recall_adds_its_objects(values: dict[str, str], more: set[str], less: set[str]) -> None:
+    added = named(render(**RECALL, **values)) - named(render(**values))
+    wanted = {(kind, name) for kind, name in RECALL_OBJECTS if kind not in less}
+    assert added == wanted | {(kind, "rectrain-recall") for kind in more}
+
+
+@pytest.mark.parametrize(
+    ("values", "arguments"),
+    [
+        ({}, ["--bundle=s3://models/mind/bundle", "--host=0.0.0.0", "--follow-seconds=10", "--max-body-bytes=1048576"]),
+        ({"recall.index": "http://milvus:19530", "recall.collection": "mind"}, ["--index=http://milvus:19530"]),
+        ({"recall.items": "s3://models/items.parquet"}, ["--items=s3://models/items.parquet"]),
+        ({"recall.followSeconds": "0", "recall.limits.topK": "77"}, ["--follow-seconds=0", "--max-top-k=77"]),
+        ({"recall.storage.endpointUrl": "http://minio:9000"}, ["--endpoint-url=http://minio:9000"]),
+    ],
+    ids=str,
+)
+def test_recall_values_are_options_that_the_service_has(values: dict[str, str], arguments: list[str]) -> None:
+    from rectrain_jobs.cli.serve import serve
+
+    deployment = one(render(**RECALL, **values), "Deployment", "rectrain-recall")
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["args"][0] == "recall" and set(arguments) <= set(container["args"])
+    serve.commands["recall"].make_context("recall", container["args"][1:])  # raises on an option or value that is none
+
+
+def test_recall_is_selected_apart_and_takes_tokens_from_secrets() -> None:
+    values = {
+        "recall.tokenSecret": "callers",
+        "recall.adminTokenSecret": "admins",
+        "recall.autoscaling.enabled": "true",
+    }
+    objects = render(**RECALL, **values)
+    deployment, service = (one(objects, kind, "rectrain-recall") for kind in ("Deployment", "Service"))
+    selector = deployment["spec"]["selector"]["matchLabels"]
+    assert selector == service["spec"]["selector"] != one(objects, "Service")["spec"]["selector"]
+    assert selector.items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
+    assert "replicas" not in deployment["spec"]
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    [container] = pod["containers"]
+    assert container["image"] == "rectrain-serving:0.1.0"
+    assert {each["name"]: each["valueFrom"]["secretKeyRef"] for each in container["env"]} == {
+        "RECTRAIN_RECALL_TOKEN": {"name": "callers", "key": "token"},
+        "RECTRAIN_RECALL_ADMIN_TOKEN": {"name": "admins", "key": "token"},
+    }
+
+
+def test_recall_needs_a_bundle() -> None:
+    refused = helm("template", "rectrain", CHART, "--kube-version=1.34.0", "--set=recall.enabled=true")
+    assert refused.returncode != 0 and "recall.bundle: is required" in refused.stderr
 
 
 def test_schema_knows_exactly_the_values_that_there_are() -> None:
@@ -179,8 +264,7 @@ def test_schema_knows_exactly_the_values_that_there_are() -> None:
     def compare(values: dict[str, Any], schema: dict[str, Any], path: str) -> None:
         if schema.get("additionalProperties") is not False:
             return
-        free = {"claims"} if path == ".resources" else set()
-        assert values.keys() == schema["properties"].keys() - free, path
+        assert values.keys() == schema["properties"].keys(), path
         for name, value in values.items():
             if isinstance(value, dict):
                 compare(value, schema["properties"][name], f"{path}.{name}")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from index_stores import DIM, KINDS, items_of, open_store, publish_until_killed
 
 from rectrain.api.errors import UserError
-from rectrain_jobs.retrieval import faiss_store
+from rectrain_jobs.retrieval import faiss_index
 from rectrain_jobs.retrieval.base import Hits
 from rectrain_jobs.retrieval.faiss_store import FaissStore
 from rectrain_jobs.retrieval.merging import merge, retrieve
@@ -222,11 +222,17 @@ def test_a_milvus_that_cannot_be_reached_is_one_line(uri, message):
 
 
 def test_many_items_get_inverted_lists_that_find_what_they_should(monkeypatch, tmp_path):
-    monkeypatch.setattr(faiss_store, "EXACT_UP_TO", 3999)
+    monkeypatch.setattr(faiss_index, "EXACT_UP_TO", 3999)
     store, items = FaissStore(open_folder(str(tmp_path))), items_of("a", 4000)
     version = publish(store, items, keep=1)
-    assert version.algorithm == "IVF" and version.parameters["nlist"] == 252
+    assert version.algorithm == "IVFPQ" and version.parameters["nlist"] == 252
     assert 0.95 <= version.recall <= 1 and version.parameters["nprobe"] < 252
+    opened = served_index(store)
+    queries = items_of("users", 50).vectors
+    found, (ids, scores) = opened.search(queries, 20), exact(items, queries, 20)
+    assert np.mean([np.isin(e, f).mean() for e, f in zip(ids, found.ids, strict=True)]) >= 0.95
+    same = found.ids == ids  # scores are those of the vectors, not of their codes
+    np.testing.assert_allclose(found.scores[same], scores[same], rtol=1e-5)
     index = served_index(store)
     assert index.search(items.vectors[:1], 3).ids.shape == (1, 3)
     assert index.contains(np.array([0, 1, 3, 11_997, 12_000])).tolist() == [True, False, True, True, False]
@@ -237,8 +243,21 @@ def test_many_items_get_inverted_lists_that_find_what_they_should(monkeypatch, t
     far = np.full((1, DIM), 50, np.float32)
     store.upsert(np.array([9]), far)
     assert store.delete(np.array([3])) == 1
-    assert served_index(store).search(far, 1).ids.tolist() == [[9]]
-    assert served_index(store).count() == 3999
+    index = served_index(store)
+    assert index.search(far, 1).ids.tolist() == [[9]] and index.count() == 3999
+    assert index.contains(np.array([3, 9])).tolist() == [False, True]
+    assert index.search(items.vectors[1:2], 1).ids.tolist() != [[3]]
+    store.upsert(np.array([3, 9]), items.vectors[[1, 3]])
+    assert served_index(store).count() == 4000 and served_index(store).search(far, 1).ids.tolist() != [[9]]
+
+
+def test_an_index_of_an_unknown_algorithm_is_refused(tmp_path):
+    store = FaissStore(open_folder(str(tmp_path)))
+    name = publish(store, items_of("a"), keep=1).name
+    file = tmp_path / "versions" / name / "version.json"
+    file.write_text(file.read_text().replace('"Flat"', '"HNSW"'))
+    with pytest.raises(UserError, match=r"has algorithm 'HNSW'; this rectrain knows Flat and IVFPQ: publish it again"):
+        served_index(store)
 
 
 @st.composite

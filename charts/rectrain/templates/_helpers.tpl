@@ -20,9 +20,29 @@ app.kubernetes.io/component: controller
 
 {{- define "rectrain.labels" -}}
 {{ include "rectrain.selectorLabels" . }}
+{{ include "rectrain.releaseLabels" . }}
+{{- end }}
+
+{{/* What all objects of a release have. */}}
+{{- define "rectrain.releaseLabels" -}}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "rectrain.recallName" -}}
+{{ include "rectrain.fullname" . }}-recall
+{{- end }}
+
+{{- define "rectrain.recallSelectorLabels" -}}
+app.kubernetes.io/name: {{ include "rectrain.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: recall
+{{- end }}
+
+{{- define "rectrain.recallLabels" -}}
+{{ include "rectrain.recallSelectorLabels" . }}
+{{ include "rectrain.releaseLabels" . }}
 {{- end }}
 
 {{- define "rectrain.serviceAccountName" -}}
@@ -30,10 +50,18 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end }}
 
 {{- define "rectrain.image" -}}
-{{- if .Values.image.digest -}}
-{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{ include "rectrain.imageOf" (dict "image" .Values.image "version" .Chart.AppVersion) }}
+{{- end }}
+
+{{- define "rectrain.recallImage" -}}
+{{ include "rectrain.imageOf" (dict "image" .Values.recall.image "version" .Chart.AppVersion) }}
+{{- end }}
+
+{{- define "rectrain.imageOf" -}}
+{{- if .image.digest -}}
+{{ .image.repository }}@{{ .image.digest }}
 {{- else -}}
-{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{ .image.repository }}:{{ .image.tag | default .version }}
 {{- end }}
 {{- end }}
 

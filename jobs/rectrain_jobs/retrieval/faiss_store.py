@@ -7,30 +7,18 @@ it complete; ``served.json`` names the version that is searched. Each is replace
 import hashlib
 import uuid
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import faiss
-import numpy as np
 from pydantic import ValidationError
 
 from rectrain.api.base import ApiModel
 from rectrain.api.errors import UserError
-from rectrain_jobs.retrieval.base import (
-    EXACT_UP_TO,
-    TARGET_RECALL,
-    Hits,
-    Ids,
-    IndexVersion,
-    Mask,
-    Vectors,
-    no_hits,
-    plain,
-)
+from rectrain_jobs.retrieval.base import Ids, IndexVersion, Vectors
+from rectrain_jobs.retrieval.faiss_index import FaissIndex, build_index, check_width, load_index
 from rectrain_jobs.storage import ObjectNotFoundError, ObjectStore
 
 _T = TypeVar("_T", bound=ApiModel)
 _SERVED = "served.json"
-_TUNING_QUERIES, _TUNING_K = 256, 50
 
 
 class _Stored(ApiModel):
@@ -45,70 +33,6 @@ class _Served(ApiModel):
     """served.json."""
 
     name: str
-
-
-class FaissIndex:
-    """A version in memory."""
-
-    is_local = True
-
-    def __init__(self, version: IndexVersion, index: Any) -> None:
-        """Hold the index."""
-        self.version = version
-        self._index = index
-
-    def count(self) -> int:
-        """Return the exact number of items."""
-        return int(self._index.ntotal)
-
-    def search(self, vectors: Vectors, k: int, allowed: Mask | None = None) -> Hits:
-        """Find for each vector [queries, dim] the k items with the highest inner product, among the allowed ids."""
-        _check_width(vectors, self.version)
-        found = no_hits(len(vectors), k)
-        most = min(k, self.count())
-        if most and len(vectors):
-            # Held here: the parameters point into the selector, and the selector into the bits.
-            bits = None if allowed is None else np.packbits(allowed, bitorder="little")
-            selector = None if bits is None else faiss.IDSelectorBitmap(len(bits) * 8, faiss.swig_ptr(bits))
-            share = 1.0 if allowed is None else float(allowed.mean())
-            scores, ids = self._index.search(plain(vectors), most, params=self._parameters(selector, share))
-            found.ids[:, :most] = ids
-            found.scores[:, :most] = np.where(ids < 0, -np.inf, scores)
-        return found
-
-    def contains(self, ids: Ids) -> Mask:
-        """Tell for each id whether the index has the item."""
-        return np.isin(ids, self._ids())
-
-    def _parameters(self, selector: Any, share: float) -> Any:
-        nprobe = self.version.parameters.get("nprobe")
-        parameters: Any = faiss.SearchParameters() if nprobe is None else faiss.SearchParametersIVF()
-        parameters.sel = selector
-        if nprobe is not None:
-            # Of few allowed items as many are to be looked at as of all: in so many more lists.
-            parameters.nprobe = min(self._index.nlist, int(nprobe / max(share, 1e-9)))
-        return parameters
-
-    def _ids(self) -> Ids:
-        if self.version.algorithm == "Flat":
-            return np.asarray(faiss.vector_to_array(self._index.id_map), np.int64)
-        lists = self._index.invlists
-        parts = [faiss.rev_swig_ptr(lists.get_ids(n), lists.list_size(n)).copy() for n in range(lists.nlist)]
-        held: Ids = np.concatenate(parts).astype(np.int64)
-        return held
-
-    def upsert(self, ids: Ids, vectors: Vectors) -> None:
-        """Add items or replace their vectors, in memory."""
-        self.delete(ids)
-        self._index.add_with_ids(plain(vectors), ids)
-
-    def delete(self, ids: Ids) -> int:
-        """Delete items in memory; returns how many there were."""
-        return int(self._index.remove_ids(faiss.IDSelectorBatch(ids)))
-
-    def serialize(self) -> bytes:
-        """Return FAISS's binary form of the index, which holds numbers alone."""
-        return bytes(faiss.serialize_index(self._index).tobytes())
 
 
 class FaissStore:
@@ -142,11 +66,10 @@ class FaissStore:
         return None if name is None else self._stored(name).file
 
     def build(self, version: IndexVersion, ids: Ids, vectors: Vectors) -> IndexVersion:
-        """Write a version that nobody sees yet: flat for few items, inverted lists (IVF) for many."""
-        index, algorithm, parameters = _build(plain(vectors), ids)
-        version = version.model_copy(update={"algorithm": algorithm, "parameters": parameters})
-        self._built[version.name] = self._write(FaissIndex(version, index))
-        return version
+        """Write a version that nobody sees yet."""
+        index = build_index(version, ids, vectors)
+        self._built[version.name] = self._write(index)
+        return index.version
 
     def open(self, version: IndexVersion) -> FaissIndex:
         """Load a version from where it is stored."""
@@ -154,7 +77,7 @@ class FaissStore:
         data = self._store.read_bytes(stored.file)
         if hashlib.sha256(data).hexdigest() != stored.sha256:
             raise UserError(f"{self._store.uri_of(stored.file)}: is damaged: its SHA-256 is not that of version.json")
-        return FaissIndex(version, faiss.deserialize_index(np.frombuffer(data, np.uint8)))
+        return load_index(version, data)
 
     def complete(self, version: IndexVersion) -> None:
         """Record that a version is whole and verified."""
@@ -187,7 +110,7 @@ class FaissStore:
     def upsert(self, ids: Ids, vectors: Vectors) -> None:
         """Add items to the served version, or replace their vectors; who has it open sees it when opening it again."""
         index = self._open_served()
-        _check_width(vectors, index.version)
+        check_width(vectors, index.version)
         index.upsert(ids, vectors)
         self._replace(index)
 
@@ -241,45 +164,3 @@ def _parse(kind: type[_T], data: bytes, where: str) -> _T:
         return kind.model_validate_json(data)
     except ValidationError as error:
         raise UserError(f"{where}: is damaged: {error.errors()[0]['msg']}") from None
-
-
-def _check_width(vectors: Vectors, version: IndexVersion) -> None:
-    if vectors.ndim != 2 or vectors.shape[1] != version.dim:
-        raise UserError(
-            f"vectors of shape {list(vectors.shape)}: must be [n, {version.dim}], as {version.name} has them"
-        )
-
-
-def _build(vectors: Vectors, ids: Ids) -> tuple[Any, str, dict[str, int]]:
-    """Return an index of the vectors, what it is, and its settings."""
-    items, dim = vectors.shape
-    if items <= EXACT_UP_TO:
-        flat = faiss.IndexIDMap2(faiss.IndexFlatIP(dim))
-        flat.add_with_ids(vectors, ids)
-        return flat, "Flat", {}
-    lists = int(4 * items**0.5)
-    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
-    index.cp.seed, index.cp.max_points_per_centroid = 1, 64
-    index.train(vectors)
-    index.add_with_ids(vectors, ids)
-    return index, "IVF", {"nlist": lists, "nprobe": _nprobe(index, vectors, ids)}
-
-
-def _nprobe(index: Any, vectors: Vectors, ids: Ids) -> int:
-    """Return the fewest lists, in steps of a quarter more, whose search finds TARGET_RECALL of the exact neighbours.
-
-    Queries are items, which lie where users do; they are drawn with a fixed seed.
-    """
-    rng = np.random.default_rng(0)
-    queries = vectors[rng.choice(len(vectors), _TUNING_QUERIES, replace=False)]
-    _, rows = faiss.knn(queries, vectors, _TUNING_K, metric=faiss.METRIC_INNER_PRODUCT)
-    exact = ids[rows]
-    nprobe = 8
-    while nprobe < index.nlist:
-        index.nprobe = nprobe
-        found = index.search(queries, _TUNING_K)[1]
-        # A margin, as other queries may find less.
-        if np.mean([np.isin(e, f).mean() for e, f in zip(exact, found, strict=True)]) >= TARGET_RECALL + 0.005:
-            break
-        nprobe = min(index.nlist, nprobe + max(1, nprobe // 4))
-    return nprobe

@@ -2,26 +2,28 @@
 
 import hmac
 import ipaddress
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, NamedTuple
 
 import orjson
-from fastapi import HTTPException, Security
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from rectrain.api.errors import UserError
 
 _SHORTEST_TOKEN = 16
-_BEARER = HTTPBearer(auto_error=False, description="The service's token, or the one for administration.")
-
-Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Refusal(NamedTuple):
+    """Why a request is not answered."""
+
+    status: int
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -42,31 +44,70 @@ class Access:
         """Say nothing of the tokens."""
         return "Access(...)"
 
-    async def caller(self, credentials: Credentials) -> None:
-        """Let a caller pass, as a dependency of FastAPI's."""
+    def refusal_of_caller(self, given: str | None) -> Refusal | None:
+        """Return why who gives a token may not call; None if so."""
         accepted = [token for token in (self.token, self.admin_token) if token is not None]
-        if self.token is not None and not _is_one_of(credentials, accepted):
-            raise HTTPException(401, "a bearer token is needed: Authorization: Bearer TOKEN", _CHALLENGE)
+        if self.token is None or _is_one_of(given, accepted):
+            return None
+        return Refusal(401, "a bearer token is needed: Authorization: Bearer TOKEN")
 
-    async def administrator(self, credentials: Credentials) -> None:
-        """Let an administrator pass, as a dependency of FastAPI's."""
+    def refusal_of_administrator(self, given: str | None) -> Refusal | None:
+        """Return why who gives a token may not change the service; None if so."""
         if self.admin_token is None:
-            await self.caller(credentials)
-            if not self.admin_without_token:
-                raise HTTPException(403, "the service was started without an administrator's token; nobody may do this")
-        elif credentials is None:
-            raise HTTPException(401, "the administrator's bearer token is needed", _CHALLENGE)
-        elif not _is_one_of(credentials, [self.admin_token]):
-            raise HTTPException(403, "the token is not the administrator's")
+            if not self.admin_without_token and self.refusal_of_caller(given) is None:
+                return Refusal(403, "the service was started without an administrator's token; nobody may do this")
+            return self.refusal_of_caller(given)
+        if given is None:
+            return Refusal(401, "the administrator's bearer token is needed")
+        return None if _is_one_of(given, [self.admin_token]) else Refusal(403, "the token is not the administrator's")
 
 
-_CHALLENGE = {"WWW-Authenticate": "Bearer"}
-
-
-def _is_one_of(credentials: HTTPAuthorizationCredentials | None, tokens: list[str]) -> bool:
-    given = b"" if credentials is None else credentials.credentials.encode()
+def _is_one_of(given: str | None, tokens: list[str]) -> bool:
     # Every token is compared, and in constant time, so that the time of an answer tells nothing.
-    return any([hmac.compare_digest(given, token.encode()) for token in tokens])
+    return any([hmac.compare_digest((given or "").encode(), token.encode()) for token in tokens])
+
+
+class Guard:
+    """Asks for tokens before anything of a request is read.
+
+    Args:
+        app: The application.
+        access: The tokens.
+        calls: Paths that callers may use; all other paths below are everybody's.
+        administration: Paths that change the service.
+    """
+
+    def __init__(self, app: App, access: Access, calls: Collection[str], administration: Collection[str]) -> None:
+        """Hold the application."""
+        self._app = app
+        self._refusals = dict.fromkeys(calls, access.refusal_of_caller)
+        self._refusals |= dict.fromkeys(administration, access.refusal_of_administrator)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        refusal_of = self._refusals.get(scope["path"]) if scope["type"] == "http" else None
+        refusal = None if refusal_of is None else refusal_of(_bearer_token(scope))
+        if refusal is None:
+            await self._app(scope, receive, send)
+        else:
+            more = [(b"www-authenticate", b"Bearer")] if refusal.status == 401 else []
+            await send_problem(send, refusal.status, refusal.detail, more)
+
+
+def _bearer_token(scope: Scope) -> str | None:
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            scheme, _, token = value.decode("latin-1").partition(" ")
+            return token.strip() if scheme.lower() == "bearer" else None
+    return None
+
+
+async def send_problem(send: Send, status: int, detail: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    """Answer a request with what is wrong."""
+    body = orjson.dumps({"detail": detail})
+    kind, length = (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [kind, length, *headers]})
+    await send({"type": "http.response.body", "body": body})
 
 
 def read_token(name: str, variable: str | None, file: str | None) -> str | None:
@@ -113,7 +154,6 @@ class BodyLimit:
         """Hold the application."""
         self._app = app
         self._most = most
-        self._answer = orjson.dumps({"detail": f"the body is too large; the service takes up to {most:,} bytes"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
@@ -146,6 +186,5 @@ class BodyLimit:
         await self._app(scope, read, send)
 
     async def _refuse(self, send: Send) -> None:
-        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": 413, "headers": headers})
-        await send({"type": "http.response.body", "body": self._answer})
+        detail = f"the body is too large; the service takes up to {self._most:,} bytes"
+        await send_problem(send, 413, detail, [(b"connection", b"close")])

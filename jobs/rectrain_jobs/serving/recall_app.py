@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Request, Response
+from fastapi import Body, FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from rectrain.api.errors import UserError
 from rectrain_jobs.serving import recall_api as api
-from rectrain_jobs.serving.access import Access, BodyLimit
+from rectrain_jobs.serving.access import Access, BodyLimit, Guard
 from rectrain_jobs.serving.recall_metrics import CountedRequests, RecallMetrics
 from rectrain_jobs.serving.recall_model import Answer, Recaller
 from rectrain_jobs.serving.recall_service import BusyError, NotReadyError, RecallService
@@ -89,7 +89,7 @@ def recall_app(service: RecallService, settings: AppSettings) -> FastAPI:
         settings: How.
     """
     metrics = RecallMetrics()
-    limits, access = settings.limits, settings.access
+    limits = settings.limits
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -108,10 +108,10 @@ def recall_app(service: RecallService, settings: AppSettings) -> FastAPI:
         version="1",
         lifespan=lifespan,
     )
-    calls = APIRouter(dependencies=[Depends(access.caller)], tags=["recall"])
-    administration = APIRouter(dependencies=[Depends(access.administrator)], tags=["administration"])
 
-    @calls.post("/rec/recall", response_model=api.RecallAnswer, responses=_problems(400, 401, 413, 422, 503))
+    @app.post(
+        "/rec/recall", tags=["recall"], response_model=api.RecallAnswer, responses=_problems(400, 401, 413, 422, 503)
+    )
     async def recall(request: api.RecallRequest) -> Response:
         """Find items for users.
 
@@ -130,13 +130,14 @@ def recall_app(service: RecallService, settings: AppSettings) -> FastAPI:
         metrics.answered(answer, time.perf_counter() - began)
         return Response(_json(answer, recaller), media_type="application/json")
 
-    @calls.post("/rec/count", response_model=api.CountAnswer, responses=_problems(401, 413, 503))
+    @app.post("/rec/count", tags=["recall"], response_model=api.CountAnswer, responses=_problems(401, 413, 503))
     async def count() -> api.CountAnswer:
         """Count the items in the index."""
         return api.CountAnswer(count=await run_in_threadpool(service.count))
 
-    @administration.post(
+    @app.post(
         "/rec/insert_data",
+        tags=["administration"],
         response_model=api.InsertAnswer,
         responses=_problems(401, 403, 409, 413, 422),
     )
@@ -146,8 +147,9 @@ def recall_app(service: RecallService, settings: AppSettings) -> FastAPI:
         version = recaller.index.version
         return api.InsertAnswer(inserted=version.items, index_version=version.name)
 
-    @administration.post(
+    @app.post(
         "/rec/reload",
+        tags=["administration"],
         response_model=api.LoadedAnswer,
         responses=_problems(400, 401, 403, 409, 413, 422),
     )
@@ -161,9 +163,10 @@ def recall_app(service: RecallService, settings: AppSettings) -> FastAPI:
         """Remove the index with all its versions. Recalls are not answered until there is another."""
         return api.DropAnswer(dropped=await run_in_threadpool(service.drop))
 
-    for path in ("/rec/drop", "/qa/drop"):
-        administration.post(
+    for path in _DROP:
+        app.post(
             path,
+            tags=["administration"],
             response_model=api.DropAnswer,
             responses=_problems(401, 403, 409, 413, 422),
             name=path.strip("/").replace("/", "_"),
@@ -189,14 +192,19 @@ def recall_app(service: RecallService, settings: AppSettings) -> FastAPI:
             recaller = None
         return Response(metrics.exposition(recaller), media_type=CONTENT_TYPE_LATEST)
 
-    app.include_router(calls)
-    app.include_router(administration)
+    # Routes are tried in order, and this one is what is asked for.
+    app.router.routes.sort(key=lambda route: getattr(route, "path", "") != "/rec/recall")
+    _describe_tokens(app)
     _tell_problems(app)
     app.add_middleware(BodyLimit, most=limits.body_bytes)
+    app.add_middleware(Guard, access=settings.access, calls=_CALLS, administration=_ADMINISTRATION)
     app.add_middleware(CountedRequests, metrics=metrics)
     return app
 
 
+_DROP = ("/rec/drop", "/qa/drop")
+_CALLS = ("/rec/recall", "/rec/count")
+_ADMINISTRATION = ("/rec/insert_data", "/rec/reload", *_DROP)
 _TEXT: dict[str, Any] = {"content": {"text/plain": {}}}
 _MEANINGS = {
     400: "The body is not text in UTF-8.",
@@ -211,6 +219,14 @@ _MEANINGS = {
 
 def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
     return {code: {"model": api.Problem, "description": _MEANINGS[code]} for code in codes}
+
+
+def _describe_tokens(app: FastAPI) -> None:
+    """Say in the OpenAPI document which calls take a token."""
+    document = app.openapi()
+    document.setdefault("components", {})["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    for path in (*_CALLS, *_ADMINISTRATION):
+        document["paths"][path]["post"]["security"] = [{"token": []}]
 
 
 def _json(answer: Answer, recaller: Recaller) -> bytes:

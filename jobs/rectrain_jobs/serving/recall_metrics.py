@@ -40,23 +40,26 @@ class RecallMetrics:
             ["model_version", "index_version"],
             registry=registry,
         )
-        for source in ("model", "popularity"):
-            self._users.labels(source)
+        self._counters: dict[tuple[str, int], Counter] = {}
+        self._of_model, self._popular = (self._users.labels(source) for source in ("model", "popularity"))
         for result in ("loaded", "failed"):
             self._reloads.labels(result)
 
     def request(self, path: str, code: int) -> None:
         """Count a call."""
-        self._requests.labels(path, code).inc()
+        counter = self._counters.get((path, code))  # looking it up by labels takes longer
+        if counter is None:
+            counter = self._counters[path, code] = self._requests.labels(path, code)
+        counter.inc()
 
     def answered(self, answer: Answer, seconds: float) -> None:
         """Count the users of a recall."""
         self._seconds.observe(seconds)
         popular = answer.sources.count("popularity")
         if popular:
-            self._users.labels("popularity").inc(popular)
+            self._popular.inc(popular)
         if popular < len(answer.sources):
-            self._users.labels("model").inc(len(answer.sources) - popular)
+            self._of_model.inc(len(answer.sources) - popular)
         if any(answer.unknown):
             self._unknown.inc(sum(answer.unknown))
 

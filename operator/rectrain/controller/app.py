@@ -95,7 +95,7 @@ async def _lead(
     workers = [asyncio.create_task(_work(reconciler, queue)) for _ in range(options.workers)]
     others = [asyncio.create_task(progress.run()), asyncio.create_task(stop.wait())]
     lease = asyncio.create_task(leadership.hold()) if options.leader_election else None
-    watches = asyncio.create_task(watch(store, queue, options.namespaces))
+    watches = asyncio.create_task(watch(store, queue, options.namespaces, identity))
     essential = [*workers, *others, watches, *([lease] if lease is not None else [])]
     try:
         done, _ = await asyncio.wait(essential, return_when=asyncio.FIRST_COMPLETED)

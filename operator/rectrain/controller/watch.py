@@ -64,15 +64,17 @@ def kopf_settings(*, namespaced: bool) -> kopf.OperatorSettings:
     return wanted
 
 
-async def watch(store: Store, queue: WorkQueue[Key], namespaces: Sequence[str]) -> None:
+async def watch(store: Store, queue: WorkQueue[Key], namespaces: Sequence[str], identity: str) -> None:
     """Watch until the process is told to end by a signal, which kopf takes.
 
     Args:
         store: Where what is told goes.
         queue: Where the jobs go that it concerns.
         namespaces: The namespaces to watch; all where there is none.
+        identity: Name of this process. kopf would ask for the user's, and in a container a user has only a number.
     """
     await kopf.operator(
+        identity=identity,  # type: ignore[arg-type]  # its own kind of text, which it does not export
         registry=registry(store, queue),
         settings=kopf_settings(namespaced=bool(namespaces)),
         standalone=True,
