@@ -20,7 +20,7 @@ from rectrain_jobs.data.batch import BatchBuilder
 from rectrain_jobs.models.mind import MIND
 from rectrain_jobs.models.ranking import RankingModel
 from rectrain_jobs.pipeline import OnlinePredictor, State, ValueRefusedError, register
-from rectrain_jobs.storage import Storage
+from rectrain_jobs.storage import Storage, open_store
 
 
 @register("bundle")
@@ -68,7 +68,9 @@ class BundlePredictor(OnlinePredictor[Mapping[str, Any]]):
         Raises:
             UserError: There is no bundle, it is damaged, or has no such label.
         """
-        return cls(uri, load_bundle(uri, storage), storage, label)
+        # Where it is whatever the folder that another process works in.
+        address = open_store(uri, storage).uri
+        return cls(address, load_bundle(address, storage), storage, label)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Return how a process that is sent the predictor makes it: from the bundle, which it has to reach."""

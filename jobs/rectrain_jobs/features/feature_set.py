@@ -13,12 +13,13 @@ from pydantic import ValidationError
 from rectrain.api.errors import UserError
 from rectrain.api.features import Encoding, Feature, FeatureKind, Padding
 from rectrain.api.tables import encoding_of
-from rectrain_jobs.pipeline.categorical import Categorical, Vocabulary, categorical_transformer
+from rectrain_jobs.pipeline.categorical import Categorical, categorical_transformer
 from rectrain_jobs.pipeline.dense import dense_transformer
 from rectrain_jobs.pipeline.saving import parquet_bytes, table_of
 from rectrain_jobs.pipeline.sequence import Sequence as SequenceTransformer
 from rectrain_jobs.pipeline.stage import State, register
 from rectrain_jobs.pipeline.transformer import ColumnTransformer, FeatureTransformer, column_of
+from rectrain_jobs.pipeline.vocabulary import Vocabulary
 from rectrain_jobs.storage import ObjectStore, store_at
 
 FORMAT_VERSION = 1
