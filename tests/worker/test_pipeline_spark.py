@@ -43,9 +43,15 @@ ROWS: list[dict[str, Any]] = [
 def spark() -> Iterator[SparkSession]:
     os.environ |= {"SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": sys.executable}
     session = (
-        SparkSession.builder.master("local[2]")
+        SparkSession.builder.master("local[1]")
+        # Little data: compiling queries takes longer than running them.
+        .config("spark.driver.extraJavaOptions", "-XX:TieredStopAtLevel=1")
+        .config("spark.sql.codegen.wholeStage", False)
+        .config("spark.sql.codegen.factoryMode", "NO_CODEGEN")
+        .config("spark.sql.adaptive.enabled", False)
+        .config("spark.default.parallelism", 1)
         .config("spark.ui.enabled", False)
-        .config("spark.sql.shuffle.partitions", 2)
+        .config("spark.sql.shuffle.partitions", 1)
         .config("spark.driver.host", "127.0.0.1")
         .getOrCreate()
     )
@@ -113,7 +119,7 @@ def test_stages_append_their_columns_on_executors(spark, frame):
 def test_mllib_s_logistic_regression_is_brought_online(spark, frame, tmp_path):
     stages = vectorizer().fit(frame)
     vectors = mllib_vectors(stages.transform(frame), "features", stages.width)
-    model = SparkLogisticRegression(labelCol="click", regParam=0.01).fit(vectors)
+    model = SparkLogisticRegression(labelCol="click", regParam=0.01, maxIter=5).fit(vectors)
     pipeline = OnlinePredictionPipeline(stages, [], LogisticRegression.from_spark(model))
     pipeline.save(tmp_path)
     online = OnlinePredictor.load(tmp_path)
@@ -131,7 +137,9 @@ def test_mllib_s_logistic_regression_is_brought_online(spark, frame, tmp_path):
 def test_mllib_s_als_is_brought_online(spark, tmp_path):
     ratings = [(user, item, float((user * item) % 5)) for user in range(8) for item in range(6) if (user + item) % 3]
     frame = spark.createDataFrame(ratings, "user int, item int, rating float")
-    model = ALS(userCol="user", itemCol="item", ratingCol="rating", rank=4, maxIter=3, seed=1).fit(frame)
+    model = ALS(
+        userCol="user", itemCol="item", ratingCol="rating", rank=4, maxIter=1, numUserBlocks=1, numItemBlocks=1, seed=1
+    ).fit(frame)
     MatrixFactorization.from_spark(model).save(tmp_path)
     online = OnlinePredictor.load(tmp_path)
     pairs = [{"user": user, "item": item} for user in (0, 3, 7, 99) for item in (0, 5, 77)]

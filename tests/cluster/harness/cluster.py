@@ -128,7 +128,7 @@ def write_images(folder: Path) -> Iterator[Path]:
     yield images.write(
         folder / "worker.tar",
         WORKER_IMAGE,
-        files={"entry/torchrun": TORCHRUN},
+        files={"entry/torchrun": TORCHRUN, "entry/rectrain": RECTRAIN},
         environment={
             "PATH": "/entry:/opt/rectrain/bin:/usr/bin:/bin",
             "PYTHONPATH": "/opt/source/operator:/opt/source/jobs",
@@ -138,7 +138,12 @@ def write_images(folder: Path) -> Iterator[Path]:
     )
 
 
-# The environment's own names its interpreter by the path that it has outside.
+# The environment's own name their interpreter by the path that it has outside.
+RECTRAIN = """#!/usr/bin/env python
+from rectrain.cli.main import main
+
+main()
+"""
 TORCHRUN = """#!/usr/bin/env python
 from torch.distributed.run import main
 
