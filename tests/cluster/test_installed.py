@@ -223,7 +223,7 @@ def test_raw_data_become_a_model_with_its_record(place: Place) -> None:
     assert bundle >= {f"runs/cds/bundle/{part}" for part in parts}, "each pod has written its part"
 
     run = mlflow.MlflowClient(services.MLFLOW_URL).get_run(results["mlflowRunId"])
-    assert run.info.status == "FINISHED" and run.data.metrics["recall@20"] == pytest.approx(stored["recall@20"])
+    assert run.info.status == "FINISHED" and run.data.metrics["recall_at_20"] == pytest.approx(stored["recall@20"])
     owned = json.loads(place.kubectl("get", "jobs,pytorchjobs,configmaps", "-o", "json"))["items"]
     kinds = sorted(one["kind"] for one in owned if one["metadata"].get("ownerReferences"))
     assert kinds == ["ConfigMap", "Job", "PyTorchJob"]
