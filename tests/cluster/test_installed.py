@@ -252,6 +252,7 @@ def test_a_job_goes_on_through_an_upgrade_a_lost_rank_and_a_suspension(place: Pl
     reached = place.status("long")["progress"]["step"]
     place.kubectl("patch", "rtj", "long", "--type=merge", "-p", '{"spec": {"runPolicy": {"suspend": false}}}')
     place.wait_for("long", "Running")
+    place.wait_for_step("long", reached + 1)
     assert "continuing from the checkpoint of step" in place.kubectl("logs", "long-master-0")
     place.wait_for("long", "Succeeded")
 
