@@ -21,6 +21,7 @@ CHART = Path(__file__).parents[2] / "charts" / "rectrain"
 RELEASE, SYSTEM = "rectrain", "rectrain-system"
 USERS, ITEMS = 400, 60
 TRAIN_SECONDS = 240
+ENDLESS = 100_000  # epochs: such a job is stopped by what the test does
 
 
 @dataclass
@@ -232,7 +233,7 @@ def test_raw_data_become_a_model_with_its_record(place: Place) -> None:
 
 
 def test_a_job_goes_on_through_an_upgrade_a_lost_rank_and_a_suspension(place: Place, release: Release) -> None:
-    place.apply("long", epochs=120)
+    place.apply("long", epochs=ENDLESS)
     place.wait_for_step("long", 70)  # after a checkpoint
     before = release.controllers()
     release.helm("upgrade", RELEASE, CHART, *release.values(**{"controller.workers": "4"}), "--wait", "--timeout=120s")
@@ -252,15 +253,21 @@ def test_a_job_goes_on_through_an_upgrade_a_lost_rank_and_a_suspension(place: Pl
     reached = place.status("long")["progress"]["step"]
     place.kubectl("patch", "rtj", "long", "--type=merge", "-p", '{"spec": {"runPolicy": {"suspend": false}}}')
     place.wait_for("long", "Running")
-    place.wait_for_step("long", reached + 1)
+    place.wait_for_step("long", reached + 40)
     assert "continuing from the checkpoint of step" in place.kubectl("logs", "long-master-0")
-    place.wait_for("long", "Succeeded")
+    assert place.status("long")["restarts"] == 1, "a suspension is no failure"
 
-    status = place.status("long")
-    assert status["restarts"] == 1, "a suspension is no failure"
-    assert status["progress"]["step"] == 1200 > reached
-    points = mlflow.MlflowClient(services.MLFLOW_URL).get_metric_history(status["results"]["mlflowRunId"], "loss")
-    assert [point.step for point in points] == list(range(20, 1201, 20)), "each point once, over three attempts"
+    client = mlflow.MlflowClient(services.MLFLOW_URL)
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    (run,) = client.search_runs(experiments, "attributes.run_name = 'long'")
+
+    def steps() -> list[int]:
+        return sorted(point.step for point in client.get_metric_history(run.info.run_id, "loss"))
+
+    wait_until("the points of the last attempt", lambda: steps()[-1] > reached, 60)
+    recorded = steps()
+    assert recorded == list(range(20, 20 * len(recorded) + 1, 20)), "each point once, over three attempts"
+    place.kubectl("delete", "rtj", "long", "--timeout=90s")
 
 
 KILL_A_RANK = """
@@ -274,7 +281,7 @@ WORKERS = "training.kubeflow.org/job-name=long"
 
 
 def test_jobs_outlive_the_release(place: Place, release: Release) -> None:
-    place.apply("lasting", epochs=10_000)
+    place.apply("lasting", epochs=ENDLESS)
     place.wait_for_step("lasting", 1)
     release.helm("uninstall", RELEASE, "--wait")
     assert "rectrainingjobs.rectrain.io" in place.cluster.api.kubectl("get", "crd", "-o", "name")
