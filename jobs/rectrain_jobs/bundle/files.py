@@ -110,7 +110,7 @@ def bundle_version(store: ObjectStore) -> str:
     Raises:
         UserError: There is no bundle.
     """
-    return hashlib.sha256(_bytes(store, MANIFEST) + _bytes(store, INDEX)).hexdigest()[:12]
+    return _version(_bytes(store, MANIFEST), _bytes(store, INDEX))
 
 
 def open_bundle(store: ObjectStore) -> BundleFiles:
@@ -131,8 +131,11 @@ def open_bundle(store: ObjectStore) -> BundleFiles:
     except ValidationError as error:
         raise UserError(f"{store.uri_of(MANIFEST)}: spec is not valid: {error.errors()[0]['msg']}") from None
     index = _parse(store, INDEX, indexed, WeightsIndex)
-    version = hashlib.sha256(described + indexed).hexdigest()[:12]
-    return BundleFiles(store, manifest, version, spec, FeatureSet.load(store), index)
+    return BundleFiles(store, manifest, _version(described, indexed), spec, FeatureSet.load(store), index)
+
+
+def _version(manifest: bytes, index: bytes) -> str:
+    return hashlib.sha256(manifest + index).hexdigest()[:12]
 
 
 def _bytes(store: ObjectStore, key: str) -> bytes:

@@ -11,9 +11,9 @@ import xxhash
 from rectrain_jobs.pipeline.categorical import HASH_SEED, Categorical
 from rectrain_jobs.pipeline.sequence import Sequence
 from rectrain_jobs.pipeline.stage import State, register
-from rectrain_jobs.pipeline.transformer import FeatureTransformer, column_of
+from rectrain_jobs.pipeline.transformer import VectorTransformer, column_of
 from rectrain_jobs.pipeline.values import ValueRefusedError, canonical_text, plain_array, python_value, shown
-from rectrain_jobs.pipeline.vectors import VECTOR_TYPE, SparseVector, VectorBatch
+from rectrain_jobs.pipeline.vectors import SparseVector, VectorBatch
 
 
 @register("cross")
@@ -101,13 +101,11 @@ class Cross(Categorical):
 
 
 @register("one_hot")
-class OneHot(FeatureTransformer[Any, SparseVector]):
+class OneHot(VectorTransformer[Any]):
     """A slot for each id of a column: 1 in the slot of the row's id, or in a sequence how often each id occurs.
 
     The slots are those of the ids, then one for values out of vocabulary and one for missing ones.
     """
-
-    output_type = VECTOR_TYPE
 
     def __init__(self, ids: Categorical | Sequence) -> None:
         """Describe the vector.
@@ -165,7 +163,3 @@ class OneHot(FeatureTransformer[Any, SparseVector]):
         first = first[order]
         starts = np.searchsorted(rows[first], np.arange(len(ids) + 1))
         return VectorBatch(starts, ids[rows, places][first], counts[order].astype(np.float64), self.width)
-
-    def columns_of(self, batch: pa.RecordBatch) -> list[Any]:
-        """Return the vectors of a batch of a data frame."""
-        return [self.transform_batch(self.read(batch)).to_arrow()]

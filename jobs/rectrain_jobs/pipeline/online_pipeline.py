@@ -85,8 +85,7 @@ class OnlinePredictionPipeline(OnlinePredictor[FeaturesT]):
             UserError: A column is missing, or a label is missing or no number.
             ValueRefusedError: A value is not one that its stage takes.
         """
-        if self.vectorizer.needs_fit:
-            self.vectorizer.fit(frame)
+        self.vectorizer.fit(frame)
         for position, transformer in enumerate(self.transformers):
             if transformer.needs_fit:
                 for batch in record_batches(frame, self.inputs):

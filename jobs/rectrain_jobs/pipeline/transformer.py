@@ -12,6 +12,7 @@ from rectrain.api.errors import UserError
 from rectrain_jobs.pipeline.frames import DataFrameT, append_columns, record_batches
 from rectrain_jobs.pipeline.stage import Stage
 from rectrain_jobs.pipeline.values import ValueRefusedError, plain_array
+from rectrain_jobs.pipeline.vectors import VECTOR_TYPE, SparseVector
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -122,6 +123,16 @@ class FeatureTransformer(Stage, Generic[In, Out]):
                 self.partial_fit(self.read(batch))
             self.finish_fit()
         return self
+
+
+class VectorTransformer(FeatureTransformer[In, SparseVector]):
+    """Turns a value into a sparse vector; `transform_vectorized` returns a VectorBatch."""
+
+    output_type = VECTOR_TYPE
+
+    def columns_of(self, batch: pa.RecordBatch) -> list[Any]:
+        """Return the vectors of a batch of a data frame."""
+        return [self.transform_batch(self.read(batch)).to_arrow()]
 
 
 class ColumnTransformer(FeatureTransformer[Any, Any]):

@@ -7,19 +7,19 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rectrain_jobs.pipeline.stage import State, register
-from rectrain_jobs.pipeline.transformer import FeatureTransformer, column_of
-from rectrain_jobs.pipeline.vectors import VECTOR_TYPE, SparseVector, VectorBatch
+from rectrain_jobs.pipeline.transformer import VectorTransformer, column_of
+from rectrain_jobs.pipeline.vectors import SparseVector, VectorBatch
 
 
 @register("unit_variance")
-class UnitVariance(FeatureTransformer[SparseVector, SparseVector]):
+class UnitVariance(VectorTransformer[SparseVector]):
     """Divides each slot of a vector by its standard deviation over the training data, in which absent is zero.
 
     Means are not subtracted, so that absent slots stay absent (as Spark's StandardScaler by default).
     """
 
     needs_fit = True
-    output, output_type = "scaled_features", VECTOR_TYPE
+    output = "scaled_features"
 
     def __init__(self, deviations: npt.NDArray[np.float64] | None = None) -> None:
         """Describe the scaling, fitted or not.
@@ -70,7 +70,3 @@ class UnitVariance(FeatureTransformer[SparseVector, SparseVector]):
         """Return many vectors scaled."""
         batch = VectorBatch.of(values)
         return batch.with_values(batch.values / self.deviations[batch.indices])
-
-    def columns_of(self, batch: pa.RecordBatch) -> list[Any]:
-        """Return the vectors of a batch of a data frame."""
-        return [self.transform_batch(self.read(batch)).to_arrow()]

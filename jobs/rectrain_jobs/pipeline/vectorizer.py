@@ -8,14 +8,14 @@ import pyarrow as pa
 
 from rectrain_jobs.pipeline.one_hot import OneHot
 from rectrain_jobs.pipeline.stage import State, register
-from rectrain_jobs.pipeline.transformer import ColumnTransformer, FeatureTransformer
-from rectrain_jobs.pipeline.vectors import VECTOR_TYPE, SparseVector, VectorBatch
+from rectrain_jobs.pipeline.transformer import ColumnTransformer, VectorTransformer
+from rectrain_jobs.pipeline.vectors import SparseVector, VectorBatch
 
 VectorStage = ColumnTransformer | OneHot
 
 
 @register("dictionary_vectorizer")
-class DictionaryVectorizer(FeatureTransformer[Mapping[str, Any], SparseVector]):
+class DictionaryVectorizer(VectorTransformer[Mapping[str, Any]]):
     """A dictionary of a row's values as one vector: what its stages make of them, side by side.
 
     A stage for a number has one slot, one for several numbers so many, and `OneHot` a slot for each id. A column may
@@ -23,7 +23,6 @@ class DictionaryVectorizer(FeatureTransformer[Mapping[str, Any], SparseVector]):
     """
 
     output = "features"
-    output_type = VECTOR_TYPE
 
     def __init__(self, stages: Sequence[VectorStage]) -> None:
         """Put stages side by side.
@@ -97,10 +96,6 @@ class DictionaryVectorizer(FeatureTransformer[Mapping[str, Any], SparseVector]):
             numbers[places] = part.values
             at += length
         return VectorBatch(starts, indices, numbers, self.width)
-
-    def columns_of(self, batch: pa.RecordBatch) -> list[Any]:
-        """Return the vectors of a batch of a data frame."""
-        return [self.transform_batch(batch).to_arrow()]
 
 
 def _only_input(stage: VectorStage) -> str | None:

@@ -1,6 +1,5 @@
 """What is known of items besides their vectors: names, popularity, attributes that requests filter by."""
 
-import io
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -10,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from rectrain.api.errors import UserError
 from rectrain.api.features import Encoding
@@ -18,6 +16,7 @@ from rectrain.api.job import RecTrainingJobSpec
 from rectrain.api.tables import EXTRA_ROWS, categorical_of, encoding_of
 from rectrain_jobs.features import FeatureSet
 from rectrain_jobs.pipeline.categorical import StringIndexer
+from rectrain_jobs.pipeline.saving import table_of
 from rectrain_jobs.pipeline.values import integer_of
 from rectrain_jobs.retrieval.base import Ids, Mask
 from rectrain_jobs.serving.recall_api import Condition
@@ -87,7 +86,7 @@ class Attributes:
         """
         item_id = spec.model.item_id
         try:
-            table: Any = pq.read_table(io.BytesIO(data))
+            table: Any = table_of(data)
         except pa.ArrowException as error:
             raise UserError(f"{where}: is no Parquet file: {' '.join(str(error).split())[:200]}") from None
         if item_id not in table.column_names:

@@ -165,15 +165,16 @@ class RecallService:
     def _load(self, bundle: str) -> Recaller:
         store = open_store(bundle, self._settings.storage)
         version, revision, _ = found = self._found(bundle)
+        is_own = self._own_folder is not None
+        served = None if is_own and revision is None else served_version(self._index)
         # An index of another model is noticed before the weights are read.
-        if self._own_folder is None:
-            check_model(served_version(self._index), version)
+        if served is not None and not is_own:
+            check_model(served, version)
         model = self._model if version == self._model.version else RecallModel(store)
-        if self._own_folder is not None and (revision is None or served_version(self._index).model_version != version):
-            publish(self._index, model.items(), keep=1)
+        if served is None or served.model_version != version:
+            served = publish(self._index, model.items(), keep=1)
             found = self._found(bundle)
-        attributes = self._attributes(model)
-        recaller = Recaller(model, self._index.open(served_version(self._index)), attributes)
+        recaller = Recaller(model, self._index.open(served), self._attributes(model))
         self._bundle_uri, self._model, self._loaded = bundle, model, found
         self._recaller, self._problem = recaller, ""
         return recaller
