@@ -1,5 +1,6 @@
 """Models of sparse vectors: what they share, and logistic regression."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -30,9 +31,9 @@ class VectorPredictor(OnlinePredictor[SparseVector]):
         return ["features"]
 
     @property
+    @abstractmethod
     def width(self) -> int:
         """Number of slots of the vectors that it takes; 0 before it is fitted."""
-        raise NotImplementedError
 
     def checked(self, vectors: Any) -> VectorBatch:
         """Return vectors as a batch.

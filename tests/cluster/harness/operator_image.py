@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 import gotools
@@ -26,12 +27,6 @@ driver = "overlay"
 graphroot = "{folder}/graph"
 runroot = "{folder}/run"
 """
-
-
-def version() -> str:
-    """Return the tag that `images/build` gives the image."""
-    lines = (REPOSITORY / "pyproject.toml").read_text().splitlines()
-    return next(line.split('"')[1] for line in lines if line.startswith("version = "))
 
 
 def build() -> Path:
@@ -94,7 +89,7 @@ def build_in(folder: Path, base_archive: Path) -> Path:
         environment={**environment, "BASE": BASE, "BUILD_ARGS": " ".join(build_arguments())},
     )
     archive = folder / "operator.tar"
-    name = f"{NAME}:{version()}"
+    name = f"{NAME}:{version('rectrain')}"  # the tag that `images/build` gives it
     run("buildah", "push", name, f"docker-archive:{archive}:{name}", environment=environment)
     return archive
 
