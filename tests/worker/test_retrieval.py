@@ -10,11 +10,11 @@ from index_stores import DIM, KINDS, items_of, open_store, publish_until_killed
 
 from rectrain.api.errors import UserError
 from rectrain_jobs.retrieval import faiss_index
-from rectrain_jobs.retrieval.base import Hits
+from rectrain_jobs.retrieval.base import Hits, IndexVersion
 from rectrain_jobs.retrieval.faiss_store import FaissStore
 from rectrain_jobs.retrieval.merging import merge, retrieve
 from rectrain_jobs.retrieval.milvus_store import MilvusStore
-from rectrain_jobs.retrieval.publishing import build, drop, prune, publish, rollback, sampled_recall, verify
+from rectrain_jobs.retrieval.publishing import Items, build, drop, prune, publish, rollback, sampled_recall, verify
 from rectrain_jobs.storage import open_store as open_folder
 
 
@@ -249,6 +249,34 @@ def test_many_items_get_inverted_lists_that_find_what_they_should(monkeypatch, t
     assert index.search(items.vectors[1:2], 1).ids.tolist() != [[3]]
     store.upsert(np.array([3, 9]), items.vectors[[1, 3]])
     assert served_index(store).count() == 4000 and served_index(store).search(far, 1).ids.tolist() != [[9]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    queries=st.integers(1, 40),
+    k=st.integers(1, 12),
+    deleted=st.lists(st.integers(0, 29), unique=True),
+    replaced=st.lists(st.integers(0, 40), unique=True),
+    masked=st.none() | st.lists(st.booleans(), min_size=45, max_size=45),
+)
+def test_an_exact_index_finds_the_same_however_many_queries_come_at_once(queries, k, deleted, replaced, masked):
+    rng = np.random.default_rng(len(deleted))
+    vectors = rng.standard_normal((41, DIM)).astype(np.float32)
+    version = IndexVersion(name="000001_a", model_version="a", job="tiny", items=30, dim=DIM)
+    index = faiss_index.build_index(version, np.arange(30), vectors[:30])
+    assert index.delete(np.array(deleted, np.int64)) == len(deleted)
+    vectors[replaced] = rng.standard_normal((len(replaced), DIM))
+    index.upsert(np.array(replaced, np.int64), vectors[replaced])
+    there = np.isin(np.arange(41), [*(set(range(30)) - set(deleted)), *replaced])
+    allowed = None if masked is None else np.array(masked)
+    names = np.flatnonzero(there if allowed is None else there & allowed[:41])
+    wanted = rng.standard_normal((queries, DIM)).astype(np.float32)
+    found = index.search(wanted, k, allowed)
+    ids, scores = exact(Items(names, vectors[names], "a", "tiny"), wanted, k)
+    depth = min(k, len(names))
+    np.testing.assert_array_equal(found.ids[:, :depth], ids)
+    np.testing.assert_allclose(found.scores[:, :depth], scores, rtol=1e-4, atol=1e-5)
+    assert (found.ids[:, depth:] == -1).all() and np.isneginf(found.scores[:, depth:]).all()
 
 
 def test_an_index_of_an_unknown_algorithm_is_refused(tmp_path):

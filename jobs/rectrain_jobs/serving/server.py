@@ -4,6 +4,8 @@ import uvicorn
 from fastapi import FastAPI
 
 _DRAIN_SECONDS = 20
+_IDLE_SECONDS = 75
+"""Longer than load balancers keep idle connections (60 s), so that no request comes on one that was just closed."""
 
 
 def serve(app: FastAPI, host: str, port: int) -> None:
@@ -23,5 +25,6 @@ def serve(app: FastAPI, host: str, port: int) -> None:
         log_level="warning",
         access_log=False,
         server_header=False,
+        timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=_DRAIN_SECONDS,
     )
