@@ -9,7 +9,9 @@ same run:
 - encode and search alone, in this process, without HTTP;
 - the CPU time of a request's process beside its latency, which other work on the machine changes less;
 - the service at one request after another, at a steady rate whatever it answers (latency counts from when a request was
-  due), and saturated by 1, 4 and 16 connections.
+  due), and saturated by 1, 4 and 16 connections;
+- another model published and loaded while requests go on: how many failed, and how many were answered by one model's
+  user vectors from the other's items.
 """
 
 import argparse
@@ -79,6 +81,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     report["service adds in CPU time"] = round(
         report["1 connection: CPU time of a request"] - report["encode and search: CPU time"], 2
     )
+    report |= {f"swap: {name}": value for name, value in swap(folder, vectors, bodies).items()}
     if arguments.milvus:
         report |= {f"Milvus Lite: {k}": v for k, v in milvus(folder, bodies, arguments).items()}
     report["load average after"] = load()
@@ -142,14 +145,14 @@ def write_model(folder: Path, vectors: Any) -> None:
     dist.destroy_process_group()
 
 
-def publish_items(folder: Path) -> dict[str, Any]:
-    """Publish the items to FAISS."""
+def publish_items(folder: Path, bundle: str = "bundle") -> dict[str, Any]:
+    """Publish the items of a bundle to FAISS."""
     from rectrain_jobs.retrieval.faiss_store import FaissStore
     from rectrain_jobs.retrieval.publishing import publish
     from rectrain_jobs.serving.recall_model import RecallModel
     from rectrain_jobs.storage import open_store
 
-    items = RecallModel(open_store(str(folder / "bundle"))).items()
+    items = RecallModel(open_store(str(folder / bundle))).items()
     began = time.perf_counter()
     version = publish(FaissStore(open_store(str(folder / "index"))), items, keep=1)
     settings = " ".join(f"{name}={value}" for name, value in version.parameters.items())
@@ -221,6 +224,67 @@ def service(bundle: Path, index: Path, bodies: Sequence[bytes], arguments: argpa
         for connections in (4, 16):
             report |= asyncio.run(closed(server, bodies, connections, seconds))
     return report
+
+
+def swap(folder: Path, vectors: Any, bodies: Sequence[bytes]) -> dict[str, Any]:
+    """Publish another model's items and load that model while four connections send one request after another."""
+    write_model(folder / "next", vectors[::-1])  # every id is another item
+    command = [sys.executable, "-c", "from rectrain.cli.main import main; main()", "serve", "recall"]
+    place = ["--bundle", str(folder / "bundle"), "--index", str(folder / "index")]
+    with process([*command, *place]) as server:
+        return asyncio.run(swapped(server, folder, bodies[:200]))
+
+
+async def swapped(server: "Server", folder: Path, bodies: Sequence[bytes]) -> dict[str, Any]:
+    """Return what became of the requests during a swap.
+
+    What each model answers is known from before and from after; whatever came between has to be one of the two.
+    """
+    requests = [request_of("/rec/recall", body) for body in bodies]
+    before = [await exchange(server, "/rec/recall", body) for body in bodies]
+    latencies: list[float] = []
+    failures: list[str] = []
+    others: list[tuple[int, bytes]] = []
+    ended = asyncio.Event()
+
+    async def client(number: int) -> None:
+        streams = await asyncio.open_connection("127.0.0.1", server.port)
+        position = number * 50
+        while not ended.is_set():
+            position = (position + 1) % len(requests)
+            began = time.perf_counter()
+            try:
+                answer = await ask(*streams, requests[position])
+            except (OSError, RuntimeError, asyncio.IncompleteReadError) as error:
+                failures.append(str(error))
+                streams = await asyncio.open_connection("127.0.0.1", server.port)
+                continue
+            latencies.append(time.perf_counter() - began)
+            if answer != before[position]:
+                others.append((position, answer))
+        streams[1].close()
+
+    clients = [asyncio.create_task(client(number)) for number in range(4)]
+    began = time.perf_counter()
+    await asyncio.to_thread(publish_items, folder, "next")
+    published = time.perf_counter()
+    await exchange(server, "/rec/reload", json.dumps({"bundle": str(folder / "next")}).encode())
+    loaded = time.perf_counter()
+    await asyncio.sleep(2)
+    ended.set()
+    await asyncio.gather(*clients)
+    after = [await exchange(server, "/rec/recall", body) for body in bodies]
+    return {
+        "publishing, seconds": round(published - began, 1),
+        "loading, seconds": round(loaded - published, 2),
+        "answers": len(latencies),
+        "answers of the new model": len(others),
+        "failed": len(failures),
+        "mixed": sum(answer != after[position] for position, answer in others),
+        "p50": milliseconds(latencies, 50),
+        "p99": milliseconds(latencies, 99),
+        "longest": milliseconds(latencies, 100),
+    }
 
 
 def milvus(folder: Path, bodies: Sequence[bytes], arguments: argparse.Namespace) -> dict[str, Any]:
