@@ -61,7 +61,7 @@ def name(request) -> str:
 
 
 def test_interactions(tmp_path, name):
-    train = put(tmp_path / name, "0 1 2\n\n3\n4  9\t7 \r\n")
+    train = put(tmp_path / name, "\ufeff0 1 2\n\n3\n4  9\t7 \r\n")  # with the mark that Windows programs begin with
     test = put(tmp_path / f"test.{name}", "0 3\n5 8")
     converted(tmp_path, definition(PAIR, BINARY, format="Interactions", uri=train, validationUri=test))
     assert rows_of(tmp_path / "train") == [

@@ -26,6 +26,8 @@ ITEM = {"name": "item_id", "kind": "Categorical", "cardinality": 10}
 HISTORY = {"name": "history", "kind": "Sequence", "of": "item_id", "maxLength": 3}
 AGE = {"name": "age", "kind": "Dense"}
 TAGS = {"name": "tags", "kind": "Sequence", "cardinality": 10, "maxLength": 2}
+LEARNT = {**USER, "encoding": "Vocabulary"}
+LEARNT_TAGS = {**TAGS, "encoding": "Vocabulary"}
 PAIR = [USER, ITEM]
 BINARY = [{"name": "label", "task": "Binary"}]
 CLASSES = [{"name": "label", "task": "MultiClass", "numClasses": 3}]
@@ -97,7 +99,18 @@ WRONG = [
     ("Triples", "a.csv", "user_id,label\n1,2\n2,3\n", [USER], CLASSES, ":3: label: value '3' is not a class from 0"),
     ("Triples", "a.csv", "user_id,age\n1,2\n", [ITEM], [], ": item_id: there is no column 'item_id'; it has user_id"),
     ("Triples", "a.csv", "\n1,2\n", [ITEM], [], ":1: has no column names"),
-    ("Triples", "a.csv", "user_id,age\n", [USER], [], ": "),
+    ("Triples", "a.csv", "user_id,user_id\n1,2\n", [USER], [], ": user_id: there are 2 columns 'user_id'"),
+    ("Triples", "a.csv", "user_id,age\n", [USER], [], ": gives no train rows"),
+    ("Triples", "a.csv", "user_id,age", [USER], [], ": has no rows"),
+    (
+        "Triples",
+        "a.csv",
+        f"user_id,age\n1,2\n3,{'x' * (1 << 23)}\n",
+        [USER],
+        [],
+        ":3: this line or one after it is longer",
+    ),
+    ("Criteo", "day_0", b"\xf2\x80\n", CRITEO, BINARY, ":1: has 1 values; a line has 40"),
     ("Interactions", "a.txt", "\n \n", PAIR, [], ": gives no train rows"),
     ("Interactions", "a.txt", "", PAIR, [], ": is empty; raw data has at least one row"),
     ("Interactions", "a.txt.gz", gzip.compress(b""), PAIR, [], ": gives no train rows"),
@@ -128,6 +141,8 @@ def test_wrong_data_is_named_and_nothing_published(tmp_path, format_, file, cont
         ({"tags": [1, 2]}, [TAGS], ": row 1: tags: has type int64; a sequence is a list of ids"),
         ({"tags": [[1], [2, 3], [-7]]}, [TAGS], ": row 3: tags: value -7 is not an id"),
         ({"other": [1]}, [USER], ": user_id: there is no column 'user_id'; it has other"),
+        ({"user_id": [b"a", b"\xff"]}, [LEARNT], ": row 2: user_id: value b'\\xff' is not UTF-8 text"),
+        ({"tags": [[], [b"a"], None, [b"b", b"\xff"]]}, [LEARNT_TAGS], ": row 4: tags: value b'\\xff' is not UTF-8"),
     ],
 )
 def test_a_wrong_row_of_a_table_is_named(tmp_path, table, features, problem):
@@ -136,6 +151,13 @@ def test_a_wrong_row_of_a_table_is_named(tmp_path, table, features, problem):
     line = refusal(definition(features, format="Parquet", uri=str(raw)), tmp_path / "out")
     assert line.startswith(f"{raw}{problem}")
     assert list(files_below(tmp_path)) == ["a.parquet"]
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    raw = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["user_id", "user_id"]), raw)
+    line = refusal(definition([USER], format="Parquet", uri=str(raw)), tmp_path / "out")
+    assert line == f"{raw}: user_id: there are 2 columns 'user_id'; give one another name"
 
 
 @pytest.mark.parametrize(
@@ -215,6 +237,19 @@ def test_missing_input(tmp_path, uri):
     (tmp_path / "empty").mkdir()
     line = refusal(definition(PAIR, format="Interactions", uri=str(tmp_path / uri)), tmp_path / "out")
     assert line == f"{tmp_path / uri}: there is no such file, and no file below it or that matches it"
+
+
+@pytest.mark.parametrize(
+    ("uri", "problem"),
+    [
+        ("x" * 300, "cannot be read: File name too long"),
+        ("/dev/zero", "is neither a file nor a folder"),
+        ("ftp://host/a.txt", "has the unsupported scheme 'ftp'"),
+    ],
+)
+def test_input_that_is_no_file(tmp_path, uri, problem):
+    line = refusal(definition(PAIR, format="Interactions", uri=uri), tmp_path / "out")
+    assert line.startswith(f"{uri}: {problem}")
 
 
 def test_unreadable_input(tmp_path, monkeypatch):

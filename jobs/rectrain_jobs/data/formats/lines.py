@@ -1,5 +1,6 @@
 """Text files of whitespace-separated values, a block of lines at a time."""
 
+import codecs
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -50,7 +51,10 @@ def _blocks(file: SourceFile) -> Iterator[bytes]:
     """Give the bytes of a file in blocks of whole lines."""
     with file.open() as stream:
         parts: list[bytes] = []
+        is_first = True
         while block := stream.read(BLOCK_BYTES):
+            if is_first:  # Windows programs begin UTF-8 with a mark, which is not part of the first value
+                block, is_first = block.removeprefix(codecs.BOM_UTF8), False
             end = block.rfind(b"\n") + 1
             if end:
                 yield b"".join([*parts, block[:end]])
