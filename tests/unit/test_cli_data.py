@@ -1,6 +1,8 @@
 """`rectrain data convert` and `rectrain data inspect`: what they print, and how they fail."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -219,6 +221,13 @@ def test_mistakes_are_a_line_and_exit_code_2(raw, tmp_path, args, problem):
     line = refusal("convert", *(places.get(arg, arg) for arg in args))
     assert line.startswith(problem)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["train.txt"]
+
+
+def test_a_job_in_a_folder_whose_name_is_no_text(job):
+    folder = os.fsdecode(os.fsencode(job.parent) + b"/\xff")
+    os.mkdir(folder)
+    moved = shutil.copy(job, folder)
+    assert refusal("convert", "--job", moved).endswith("is not UTF-8 text; give the folder another name")
 
 
 TRIPLES = ["--format", "Triples", "--input", "RAW", "--output", "OUT", "--feature"]
