@@ -127,7 +127,7 @@ def test_wrong_data_is_named_and_nothing_published(tmp_path, format_, file, cont
     raw = put(tmp_path / file, content)
     line = refusal(definition(features, labels, format=format_, uri=raw), tmp_path / "out" / "train")
     assert line.startswith(f"{raw}{problem}")
-    assert files_below(tmp_path) == {file: Path(raw).read_bytes()}
+    assert [path.name for path in tmp_path.iterdir()] == [file] and Path(raw).is_file()
 
 
 @pytest.mark.parametrize(
