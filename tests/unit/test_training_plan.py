@@ -8,8 +8,10 @@ import yaml
 from click.testing import CliRunner
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 
+from rectrain.api import UserError
 from rectrain.api.job import RecTrainingJobSpec
 from rectrain.api.tables import embedding_tables
+from rectrain.api.training import ComputeKernel, ShardingType
 from rectrain.cli.main import cli
 from rectrain_jobs.models.registry import TrainingTask, build_model
 from rectrain_jobs.training.plan import imagined_topology, make_plan, table_bytes
@@ -79,6 +81,7 @@ def test_criteo_1tb_does_not_fit_two_gpus_of_16_gib_and_it_says_what_would_make_
     [
         (["--devices", "8"], "--hbm: is required, such as 80Gi"),
         (["--devices", "8", "--hbm", "lots"], "--hbm: "),
+        (["--devices", "8", "--hbm", "0"], "--hbm: must be more than no bytes, not '0'"),
         (["--devices", "8", "--hbm", "80Gi", "--nodes", "3"], "--devices 8: must be a multiple of --nodes, 3"),
     ],
 )
@@ -117,3 +120,16 @@ def test_constraints_are_kept_and_each_part_is_counted():
     table = next(t for t in report.tables if t.name == "c1")
     assert table.sharding == "row_wise" and [s.rows for s in table.shards] == [(0, 501), (501, 501)]
     assert sum(report.bytes_of_rank()) == sum(table_bytes(table, spec) for table in embedding_tables(spec))
+
+
+@pytest.mark.parametrize("type_", [str(type_) for type_ in ShardingType])
+@pytest.mark.parametrize("kernel", [str(kernel) for kernel in ComputeKernel])
+def test_types_and_kernels_that_do_not_go_together_are_named(type_, kernel):
+    constraint = {"table": "c1", "types": [type_], "kernels": [kernel]}
+    if (type_ == "DataParallel") == (kernel == "Dense"):
+        _, report = small_plan(constraints=[constraint])
+        assert len(report.tables) == 3
+    else:
+        message = rf"^spec\.sharding\.constraints\[c1\]: none of the types {type_} goes .* {kernel} on cuda"
+        with pytest.raises(UserError, match=message):
+            small_plan(constraints=[constraint])
