@@ -3,7 +3,9 @@
 import itertools
 import json
 
+import psutil
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
@@ -14,7 +16,9 @@ from rectrain.api.tables import embedding_tables
 from rectrain.api.training import ComputeKernel, ShardingType
 from rectrain.cli.main import cli
 from rectrain_jobs.models.registry import TrainingTask, build_model
-from rectrain_jobs.training.plan import imagined_topology, make_plan, table_bytes
+from rectrain_jobs.training import distributed
+from rectrain_jobs.training.distributed import Ranks
+from rectrain_jobs.training.plan import imagined_topology, make_plan, table_bytes, topology_of
 
 # The ids of Criteo's terabyte click logs, as MLPerf's DLRM caps them.
 CRITEO_ROWS = [
@@ -133,3 +137,19 @@ def test_types_and_kernels_that_do_not_go_together_are_named(type_, kernel):
         message = rf"^spec\.sharding\.constraints\[c1\]: none of the types {type_} goes .* {kernel} on cuda"
         with pytest.raises(UserError, match=message):
             small_plan(constraints=[constraint])
+
+
+@pytest.mark.parametrize(("limit", "gibibytes"), [("2147483648", 2), ("max", None), (None, None)])
+def test_the_planner_has_the_memory_that_the_container_leaves(tmp_path, monkeypatch, limit, gibibytes):
+    file = tmp_path / "memory.max"
+    if limit is not None:
+        file.write_text(f"{limit}\n")
+    monkeypatch.setattr(distributed, "_CGROUP_LIMITS", (file,))
+    ranks = Ranks(0, 4, 2, torch.device("cpu"), control=None)
+    spec, _ = small_plan()
+    (capacity,) = {device.storage.ddr for device in topology_of(ranks, spec).devices}
+    host = psutil.virtual_memory().total if gibibytes is None else gibibytes << 30
+    assert capacity == host // ranks.local_world_size
+    spec, _ = small_plan(hostMemoryPerRank="64Mi")
+    (capacity,) = {device.storage.ddr for device in topology_of(ranks, spec).devices}
+    assert capacity == 64 << 20
