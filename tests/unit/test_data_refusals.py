@@ -304,6 +304,29 @@ def test_training_and_validation_need_two_places(tmp_path):
     assert "is the place of training and of validation shards" in refusal(asked, tmp_path / "x", tmp_path / "x/")
 
 
+@pytest.mark.parametrize(
+    ("target", "is_refused"),
+    [("raw", True), ("raw/shards/train", True), ("link/shards", True), ("raw/_shards", False), ("raw2", False)],
+)
+def test_shards_in_the_raw_data_would_be_read_as_such(tmp_path, target, is_refused):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    put(raw / "a.txt", GOOD)
+    (tmp_path / "link").symlink_to(raw)
+    asked = definition(PAIR, format="Interactions", uri=str(raw))
+    if is_refused:
+        line = refusal(asked, tmp_path / target, overwrite=True)
+        assert line == f"{tmp_path / target}: is in the raw data {raw}, and would be read as such; choose another place"
+        assert list(files_below(raw)) == ["a.txt"]
+    else:
+        assert convert(asked, str(tmp_path / target)).records["train"].rows == 3
+
+
+def test_shards_in_raw_data_in_object_storage_too():
+    asked = definition(PAIR, format="Interactions", uri="s3://bucket/raw/")
+    assert "is in the raw data s3://bucket/raw/" in refusal(asked, "s3://bucket/raw/shards")
+
+
 def fail_at(monkeypatch, failing: str) -> None:
     """Let the disk be full from the first write of a certain file on; what is written again after may fit."""
     folder, name = failing.split("/")

@@ -25,6 +25,7 @@ from rectrain_jobs.data.record import (
     source_digest,
     source_settings,
 )
+from rectrain_jobs.data.source import is_read_as_input
 from rectrain_jobs.data.target import MARKER_FILE, Target
 from rectrain_jobs.data.writer import SHARD_BYTES, ShardWriter, index_digest
 from rectrain_jobs.features import FeatureSet, LabelEncoder
@@ -111,6 +112,12 @@ def _convert(
     if len({store.uri for store in stores.values()}) < len(stores):
         where = stores["train"].uri
         raise UserError(f"{where}: is the place of training and of validation shards; they need two")
+    for store in stores.values():
+        for uri in filter(None, (definition.source.uri, definition.source.validation_uri)):
+            if is_read_as_input(store, uri):
+                raise UserError(
+                    f"{store.uri}: is in the raw data {uri}, and would be read as such; choose another place"
+                )
     reader = open_reader(definition)
     encoders = [LabelEncoder(label) for label in definition.labels]
     inputs = _inputs(definition)

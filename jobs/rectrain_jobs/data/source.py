@@ -3,6 +3,7 @@
 import fnmatch
 import glob
 import hashlib
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -121,6 +122,22 @@ def find_files(uri: str, storage: Storage) -> list[SourceFile]:
     if empty:
         raise UserError(f"{empty[0]}: is empty; raw data has at least one row")
     return files
+
+
+def is_read_as_input(folder: ObjectStore, uri: str) -> bool:
+    """Tell whether files in a folder would be found below a raw input that is a folder too.
+
+    Args:
+        folder: The folder.
+        uri: The raw input, as `find_files` takes it.
+    """
+    if urlsplit(uri).scheme == "s3":
+        parent, child = uri.rstrip("/"), folder.uri
+    else:
+        path = folder.local_path("x")
+        parent = os.path.realpath(unquote(urlsplit(uri).path) if urlsplit(uri).scheme == "file" else uri)
+        child = os.path.realpath(path.parent) if path is not None else ""
+    return child == parent or (child.startswith(f"{parent}/") and _is_shown(Path(child.removeprefix(f"{parent}/"))))
 
 
 def _local_paths(path: str) -> list[Path]:
