@@ -91,6 +91,15 @@ def test_damaged_files_are_named(tmp_path, content):
             read(output(tmp_path))
 
 
+def test_a_full_disk_is_named_and_leaves_the_progress_before(tmp_path):
+    out = output(tmp_path)
+    out.write_progress({"step": 1})
+    (tmp_path / "progress.json.partial").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"progress\.json\.partial: no space left on the disk"):
+        out.write_progress({"step": 2})
+    assert json.loads((tmp_path / "progress.json").read_text()) == {"step": 1}
+
+
 def test_a_folder_that_another_run_writes_to_is_refused(tmp_path):
     refused = pytest.raises(UserError, match="another `rectrain run` is writing there; wait for its end, or use")
     with output(tmp_path).exclusive(), refused, output(tmp_path).exclusive():

@@ -11,7 +11,10 @@ from typing import Any
 
 from rectrain.api.errors import UserError
 from rectrain.api.job import RecTrainingJob
+from rectrain.api.loading import dump_job
 from rectrain_jobs.storage import ObjectStore, Storage, StorageError, open_store
+from rectrain_jobs.storage.local import local_errors
+from rectrain_jobs.tracking.credentials import job_without_credentials
 from rectrain_jobs.training.checkpoint_listing import remove_all_checkpoints
 from rectrain_jobs.training.identity import first_difference, identity_of
 
@@ -150,8 +153,13 @@ class RunOutput:
     def write_progress(self, progress: dict[str, Any]) -> None:
         """Write progress.json, on this machine only."""
         partial = self.local / f"{PROGRESS}.partial"
-        partial.write_text(json.dumps(progress))
-        partial.replace(self.local / PROGRESS)
+        with local_errors(partial):
+            partial.write_text(json.dumps(progress))
+            partial.replace(self.local / PROGRESS)
+
+    def write_job(self, job: RecTrainingJob) -> None:
+        """Write job.yaml: the job as it was run, without credentials."""
+        self.store.write_bytes(JOB, dump_job(job_without_credentials(job)).encode())
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json: how the run ended."""

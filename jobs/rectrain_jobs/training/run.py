@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from rectrain.api import UserError, dump_job
+from rectrain.api import UserError
 from rectrain.api.features import Feature
 from rectrain.api.job import RecTrainingJob
 from rectrain_jobs.bundle import write_bundle
@@ -86,9 +86,8 @@ def run_worker(job: RecTrainingJob, output_uri: str) -> None:
         raise
     if ranks.is_first:
         output.write_metrics(metrics)
-        (output.local / JOB).write_text(dump_job(job_without_credentials(job)))
-        for name in (JOB, POINTS):
-            output.keep(name)
+        output.write_job(job)
+        output.keep(POINTS)
         summary = _finish(tracker, output, bundle_uri)
         # Before the result, with which the run has ended: one that is killed while it publishes does so again.
         publishes = job.spec.publish.index is not None
