@@ -34,17 +34,26 @@ def token_lines(file: SourceFile) -> Iterator[TokenLines]:
     """Split a text file, block by block.
 
     Raises:
-        UserError: The file cannot be read, or is not UTF-8 text.
+        UserError: The file cannot be read, is not UTF-8 text, or its lines end with CR alone.
     """
     number = 1
     for block in _blocks(file):
         lines = block.split(b"\n")
         if not lines[-1]:
             lines.pop()
+        if block.count(b"\r") != block.count(b"\r\n"):
+            _refuse_lone_returns(lines, file, number)
         split = _split(lines, file, number)
         if len(split.numbers):
             yield split
         number += len(lines)
+
+
+def _refuse_lone_returns(lines: list[bytes], file: SourceFile, number: int) -> None:
+    """Refuse lines that end as on old Macs: they would be one long line, of one user."""
+    for place, line in enumerate(lines):
+        if b"\r" in line.rstrip(b"\r"):
+            raise UserError(f"{file.uri}:{number + place}: has a CR within the line; lines end with LF or CR LF")
 
 
 def _blocks(file: SourceFile) -> Iterator[bytes]:
