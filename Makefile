@@ -22,7 +22,7 @@ help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
-setup: $(SYNCED) ## Make .venv with everything that tests need, as locked (CPU build).
+setup: $(SYNCED) ## Make .venv with everything that tests need, as locked (kernels for CPU).
 
 $(SYNCED): pyproject.toml uv.lock | $(UV)
 	$(UV) sync --frozen --extra cpu --extra operator --extra serving --extra spark --extra dev

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from rectrain.api.errors import UserError
 from rectrain.api.job import RecTrainingJob
 from rectrain.api.quantities import parse_bytes
 from rectrain_jobs.storage import Storage
@@ -37,8 +38,17 @@ def resolve_paths(job: RecTrainingJob, base: Path) -> RecTrainingJob:
 
 
 def absolute_uri(uri: str, base: Path) -> str:
-    """Return a URI as it is, or a relative path as an absolute one below `base`."""
-    return uri if "://" in uri else str((base / Path(uri).expanduser()).absolute())
+    """Return a URI as it is, or a relative path as an absolute one below `base`.
+
+    Raises:
+        UserError: The path is not UTF-8, so that no job can hold it.
+    """
+    found = uri if "://" in uri else str((base / Path(uri).expanduser()).absolute())
+    try:
+        found.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{found!a}: is not UTF-8 text; give the folder another name") from None
+    return found
 
 
 def storage_options(job: RecTrainingJob) -> Storage:

@@ -123,6 +123,9 @@ def test_long_values_are_cut() -> None:
         ("spec: &a {model: *a}", "is not valid YAML: it is nested too deeply, or an alias holds itself"),
         ("[" * 5000, "is not valid YAML: it is nested too deeply"),
         ("seed: " + "1" * 5000, "is not valid YAML: Exceeds the limit"),
+        ("!!binary aGk=: 1", "is not valid YAML: the key b'hi' is no text"),
+        (r'a: "x\0y"', r"is not valid YAML: the text 'x\x00y' holds a character that is none"),
+        (r'a: ["\ud800"]', r"is not valid YAML: the text '\ud800' holds a character that is none"),
     ],
 )
 def test_text_that_holds_no_job(text: str, error: str) -> None:

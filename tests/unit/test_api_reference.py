@@ -92,7 +92,7 @@ def models_below(root: type[BaseModel]) -> set[type[BaseModel]]:
         ("Training", "checkpoint", ("Checkpoint", False, "{}")),
         ("DenseOptimizer", "learningRate", ("number (> 0)", False, "0.001")),
         ("TwoTower", "embeddingDropout", ("number (≥ 0, < 1)", False, "0.0")),
-        ("DataSource", "delimiter", ("string (length 1 to 1)", False, None)),
+        ("DataSource", "delimiter", (r"string (length ≤ 1, matching `^[\t -~]$`)", False, None)),
         ("DataSource", "columns", ("mapping to string (length ≤ 256)", False, "{}")),
         ("RecTrainingJobSpec", "features", ("list of Feature, 1 to 2000 elements", True, None)),
         ("Workers", "resources", ("mapping to mapping to string or integer", False, None)),

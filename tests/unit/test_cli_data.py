@@ -1,6 +1,8 @@
 """`rectrain data convert` and `rectrain data inspect`: what they print, and how they fail."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -176,10 +178,15 @@ def test_inspect_finds_damage(job, tmp_path):
     ("args", "problem"),
     [
         ([], "--format: is required without a job that has data.source"),
-        (["--format", "Interactions", "--output", "x"], "source: "),
+        (["--format", "Interactions", "--output", "x"], "--input: is required for format Interactions"),
+        (["--format", "Interactions", "--input", "RAW", "--output", ""], "--output: must name the folder"),
         (["--format", "Interactions", "--input", "RAW"], "--output: is required without --job"),
         (["--set", "a=b"], "--set a=b: needs --job"),
-        (["--format", "Interactions", "--input", "RAW", "--output", "OUT", "--rows", "3"], "source: rows"),
+        (["--format", "Interactions", "--input", "RAW", "--output", "OUT", "--rows", "3"], "--rows: is only for"),
+        (
+            ["--format", "Interactions", "--input", "RAW", "--output", "OUT", "--validation-fraction", "2"],
+            "--validation-fraction: must be less than 1 (got 2.0)",
+        ),
         (["--format", "Triples", "--input", "RAW", "--output", "OUT"], "Triples implies no features"),
         (
             ["--format", "Triples", "--input", "RAW", "--output", "OUT", "--column", "x"],
@@ -214,6 +221,31 @@ def test_mistakes_are_a_line_and_exit_code_2(raw, tmp_path, args, problem):
     line = refusal("convert", *(places.get(arg, arg) for arg in args))
     assert line.startswith(problem)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["train.txt"]
+
+
+def test_a_job_in_a_folder_whose_name_is_no_text(job):
+    folder = os.fsdecode(os.fsencode(job.parent) + b"/\xff")
+    os.mkdir(folder)
+    moved = shutil.copy(job, folder)
+    assert refusal("convert", "--job", moved).endswith("is not UTF-8 text; give the folder another name")
+
+
+TRIPLES = ["--format", "Triples", "--input", "RAW", "--output", "OUT", "--feature"]
+
+
+@pytest.mark.parametrize(
+    ("args", "problem"),
+    [
+        (["a:Categorical:cardinality=[1"], "--feature a:Categorical:cardinality=[1: cardinality: is not valid YAML"),
+        (["a:Sequence:max_length=3"], "--feature a:Sequence:max_length=3: max_length: is not a field of Feature; did "),
+        (["a:Sequence:of=b:maxLength=3"], "features[0].of: must name a Categorical feature of this job"),
+        (["a:Dense", "--feature", "a:Dense"], "features[0].name: must be unique among features and labels"),
+        (["a:Dense", "--label", "a:Binary"], "labels[0].name: must be unique among features and labels"),
+        (["a:Dense", "--column", "b=c"], "--column b=c: must name a feature or a label"),
+    ],
+)
+def test_declarations_are_checked_as_those_of_a_job(raw, tmp_path, args, problem):
+    test_mistakes_are_a_line_and_exit_code_2(raw, tmp_path, [*TRIPLES, *args], problem)
 
 
 def test_a_target_that_is_not_empty(job, tmp_path):

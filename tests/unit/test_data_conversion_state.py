@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -135,6 +137,43 @@ def test_a_source_that_is_gone_is_named(folder):
         needs_conversion(spec_of(folder))
 
 
+class Held(Said):
+    """Holds a conversion in its first batch of rows until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_at_work, self.may_go_on = threading.Event(), threading.Event()
+
+    def advance(self, stage: str, rows: int) -> None:
+        super().advance(stage, rows)
+        self.is_at_work.set()
+        assert self.may_go_on.wait(60)
+
+
+class Waits(Said):
+    """Lets another conversion go on once it is said that it is waited for."""
+
+    def __init__(self, held: Held) -> None:
+        super().__init__()
+        self.held = held
+
+    def say(self, text: str) -> None:
+        super().say(text)
+        self.held.may_go_on.set()
+
+
+def test_of_two_conversions_at_once_the_second_waits_and_finds_the_work_done(folder):
+    held = Held()
+    waits = Waits(held)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(ensure_converted, spec_of(folder), held)
+        assert held.is_at_work.wait(60)
+        second = pool.submit(ensure_converted, spec_of(folder), waits)
+        assert first.result() is not None and second.result() is None
+    assert waits.lines == [f"Waiting for another conversion to {folder}/shards/train to end."]
+    assert rows_in(folder) == {"train": 3, "validation": 1}
+
+
 KILLED = """
 import os, signal, sys
 from rectrain.api import parse_job
@@ -159,6 +198,7 @@ def kill_after_writing(folder: Path, place: str) -> None:
     job.write_text(JOB.format(folder=folder, users=10))
     ended = subprocess.run([sys.executable, "-c", KILLED, str(job), place], capture_output=True, text=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
+    (folder / "shards/train/.tmp-killed").write_bytes(b"what a writer leaves that is killed within a file")
 
 
 @pytest.mark.parametrize("place", ["train/.mds", "train/features.json"])

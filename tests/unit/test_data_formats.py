@@ -20,6 +20,7 @@ from rectrain_jobs.data.infer import infer_definition
 from rectrain_jobs.data.mds import MDSDataset
 from rectrain_jobs.data.mds.upstream import streaming_module
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 USER = {"name": "user_id", "kind": "Categorical", "cardinality": 10}
 ITEM = {"name": "item_id", "kind": "Categorical", "cardinality": 100}
 HISTORY = {"name": "history", "kind": "Sequence", "of": "item_id", "maxLength": 3}
@@ -61,13 +62,20 @@ def name(request) -> str:
 
 
 def test_interactions(tmp_path, name):
-    train = put(tmp_path / name, "0 1 2\n\n3\n4  9\t7 \r\n")
+    train = put(tmp_path / name, "\ufeff0 1 2\n\n3\n4  9\t7 \r\n")  # with the mark that Windows programs begin with
     test = put(tmp_path / f"test.{name}", "0 3\n5 8")
     converted(tmp_path, definition(PAIR, BINARY, format="Interactions", uri=train, validationUri=test))
     assert rows_of(tmp_path / "train") == [
         {"item_id": item, "label": 1.0, "user_id": user} for user, item in [(0, 1), (0, 2), (4, 9), (4, 7)]
     ]
     assert tuples_of(tmp_path / "validation", "user_id", "item_id") == [(0, 3), (5, 8)]
+
+
+@pytest.mark.parametrize(("name", "rows"), [("train", 604_475), ("test", 172_951)])
+def test_the_example_has_as_many_interactions_as_it_says(name, rows):
+    with gzip.open(EXAMPLES / f"amazon-cds/{name}.txt.gz", "rt") as lines:
+        assert sum(len(line.split()) - 1 for line in lines) == rows
+    assert f"{rows:,} interactions" in (EXAMPLES / "amazon-cds/README.md").read_text()
 
 
 def test_histories_of_interactions_leave_out_the_own_item(tmp_path):

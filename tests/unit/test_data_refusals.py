@@ -26,6 +26,8 @@ ITEM = {"name": "item_id", "kind": "Categorical", "cardinality": 10}
 HISTORY = {"name": "history", "kind": "Sequence", "of": "item_id", "maxLength": 3}
 AGE = {"name": "age", "kind": "Dense"}
 TAGS = {"name": "tags", "kind": "Sequence", "cardinality": 10, "maxLength": 2}
+LEARNT = {**USER, "encoding": "Vocabulary"}
+LEARNT_TAGS = {**TAGS, "encoding": "Vocabulary"}
 PAIR = [USER, ITEM]
 BINARY = [{"name": "label", "task": "Binary"}]
 CLASSES = [{"name": "label", "task": "MultiClass", "numClasses": 3}]
@@ -84,6 +86,14 @@ WRONG = [
     ("Interactions", "a.txt", f"0 1\n{10**30} 3\n", PAIR, [], f":2: user_id: value '{10**30}' is not an id"),
     ("Interactions", "a.txt", "0 1\n2 x\n", PAIR, [], ":2: item_id: value 'x' is not an id from 0 to 9"),
     ("Interactions", "a.txt", "0 1\n2 12\n", [*PAIR, HISTORY], [], ":2: item_id: value 12 is not an id"),
+    (
+        "Interactions",
+        "a.txt",
+        "0 1\r\n2 3\r4 5\r",
+        PAIR,
+        [],
+        ":2: has a CR within the line; lines end with LF",
+    ),
     ("Interactions", "a.txt", b"0 1\n2 \xff\n", PAIR, [], ":2: is not UTF-8 text"),
     ("Triples", "a.csv", b"user_id,age\n1,2\n\xff,3\n", [USER, AGE], [], ":3: is not UTF-8 text"),
     ("Sequences", "a.txt", "0 1 2\n2 10 3\n", [*PAIR, HISTORY], [], ":2: item_id: value 10 is not an id"),
@@ -97,7 +107,18 @@ WRONG = [
     ("Triples", "a.csv", "user_id,label\n1,2\n2,3\n", [USER], CLASSES, ":3: label: value '3' is not a class from 0"),
     ("Triples", "a.csv", "user_id,age\n1,2\n", [ITEM], [], ": item_id: there is no column 'item_id'; it has user_id"),
     ("Triples", "a.csv", "\n1,2\n", [ITEM], [], ":1: has no column names"),
-    ("Triples", "a.csv", "user_id,age\n", [USER], [], ": "),
+    ("Triples", "a.csv", "user_id,user_id\n1,2\n", [USER], [], ": user_id: there are 2 columns 'user_id'"),
+    ("Triples", "a.csv", "user_id,age\n", [USER], [], ": gives no train rows"),
+    ("Triples", "a.csv", "user_id,age", [USER], [], ": has no rows"),
+    (
+        "Triples",
+        "a.csv",
+        f"user_id,age\n1,2\n3,{'x' * (1 << 23)}\n",
+        [USER],
+        [],
+        ":3: this line or one after it is longer",
+    ),
+    ("Criteo", "day_0", b"\xf2\x80\n", CRITEO, BINARY, ":1: has 1 values; a line has 40"),
     ("Interactions", "a.txt", "\n \n", PAIR, [], ": gives no train rows"),
     ("Interactions", "a.txt", "", PAIR, [], ": is empty; raw data has at least one row"),
     ("Interactions", "a.txt.gz", gzip.compress(b""), PAIR, [], ": gives no train rows"),
@@ -114,7 +135,7 @@ def test_wrong_data_is_named_and_nothing_published(tmp_path, format_, file, cont
     raw = put(tmp_path / file, content)
     line = refusal(definition(features, labels, format=format_, uri=raw), tmp_path / "out" / "train")
     assert line.startswith(f"{raw}{problem}")
-    assert files_below(tmp_path) == {file: Path(raw).read_bytes()}
+    assert [path.name for path in tmp_path.iterdir()] == [file] and Path(raw).is_file()
 
 
 @pytest.mark.parametrize(
@@ -128,6 +149,8 @@ def test_wrong_data_is_named_and_nothing_published(tmp_path, format_, file, cont
         ({"tags": [1, 2]}, [TAGS], ": row 1: tags: has type int64; a sequence is a list of ids"),
         ({"tags": [[1], [2, 3], [-7]]}, [TAGS], ": row 3: tags: value -7 is not an id"),
         ({"other": [1]}, [USER], ": user_id: there is no column 'user_id'; it has other"),
+        ({"user_id": [b"a", b"\xff"]}, [LEARNT], ": row 2: user_id: value b'\\xff' is not UTF-8 text"),
+        ({"tags": [[], [b"a"], None, [b"b", b"\xff"]]}, [LEARNT_TAGS], ": row 4: tags: value b'\\xff' is not UTF-8"),
     ],
 )
 def test_a_wrong_row_of_a_table_is_named(tmp_path, table, features, problem):
@@ -136,6 +159,13 @@ def test_a_wrong_row_of_a_table_is_named(tmp_path, table, features, problem):
     line = refusal(definition(features, format="Parquet", uri=str(raw)), tmp_path / "out")
     assert line.startswith(f"{raw}{problem}")
     assert list(files_below(tmp_path)) == ["a.parquet"]
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    raw = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["user_id", "user_id"]), raw)
+    line = refusal(definition([USER], format="Parquet", uri=str(raw)), tmp_path / "out")
+    assert line == f"{raw}: user_id: there are 2 columns 'user_id'; give one another name"
 
 
 @pytest.mark.parametrize(
@@ -217,6 +247,19 @@ def test_missing_input(tmp_path, uri):
     assert line == f"{tmp_path / uri}: there is no such file, and no file below it or that matches it"
 
 
+@pytest.mark.parametrize(
+    ("uri", "problem"),
+    [
+        ("x" * 300, "cannot be read: File name too long"),
+        ("/dev/zero", "is neither a file nor a folder"),
+        ("ftp://host/a.txt", "has the unsupported scheme 'ftp'"),
+    ],
+)
+def test_input_that_is_no_file(tmp_path, uri, problem):
+    line = refusal(definition(PAIR, format="Interactions", uri=uri), tmp_path / "out")
+    assert line.startswith(f"{uri}: {problem}")
+
+
 def test_unreadable_input(tmp_path, monkeypatch):
     asked = good(tmp_path)
     raw = asked.source.uri
@@ -267,6 +310,29 @@ def test_training_and_validation_need_two_places(tmp_path):
     raw = put(tmp_path / "a.txt", GOOD)
     asked = definition(PAIR, format="Interactions", uri=raw, validationUri=raw)
     assert "is the place of training and of validation shards" in refusal(asked, tmp_path / "x", tmp_path / "x/")
+
+
+@pytest.mark.parametrize(
+    ("target", "is_refused"),
+    [("raw", True), ("raw/shards/train", True), ("link/shards", True), ("raw/_shards", False), ("raw2", False)],
+)
+def test_shards_in_the_raw_data_would_be_read_as_such(tmp_path, target, is_refused):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    put(raw / "a.txt", GOOD)
+    (tmp_path / "link").symlink_to(raw)
+    asked = definition(PAIR, format="Interactions", uri=str(raw))
+    if is_refused:
+        line = refusal(asked, tmp_path / target, overwrite=True)
+        assert line == f"{tmp_path / target}: is in the raw data {raw}, and would be read as such; choose another place"
+        assert list(files_below(raw)) == ["a.txt"]
+    else:
+        assert convert(asked, str(tmp_path / target)).records["train"].rows == 3
+
+
+def test_shards_in_raw_data_in_object_storage_too():
+    asked = definition(PAIR, format="Interactions", uri="s3://bucket/raw/")
+    assert "is in the raw data s3://bucket/raw/" in refusal(asked, "s3://bucket/raw/shards")
 
 
 def fail_at(monkeypatch, failing: str) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rectrain.api.errors import UserError
-from rectrain.api.metric_names import DEFINITIONS, MetricName, metrics_by_label, parse_metric
+from rectrain.api.metric_names import DEFINITIONS, MetricName, parse_metric
 
 
 @pytest.mark.parametrize(
@@ -75,22 +75,6 @@ def test_every_definition_parses_in_its_own_pattern(kind, k):
 def test_goodness_orders_values_whatever_the_direction(name, better, worse):
     metric = parse_metric(name)
     assert metric.goodness(better) > metric.goodness(worse)
-
-
-def test_metrics_go_to_the_labels_whose_task_has_them():
-    metrics = [parse_metric(name) for name in ("auc", "rmse", "log_loss", "recall@20")]
-    assigned = metrics_by_label({"click": "Binary", "rating": "Regression", "genre": "MultiClass"}, metrics)
-    assert {label: [str(metric) for metric in of_label] for label, of_label in assigned.items()} == {
-        "click": ["auc", "rmse", "log_loss"],
-        "rating": ["rmse"],
-        "genre": ["log_loss"],
-    }
-
-
-@pytest.mark.parametrize(("tasks", "named"), [({"rating": "Regression"}, r"rating \(Regression\)"), ({}, "none")])
-def test_metric_that_fits_no_label_is_refused(tasks, named):
-    with pytest.raises(UserError, match=f"'auc' needs a Binary or MultiLabel label; the labels are: {named}"):
-        metrics_by_label(tasks, [parse_metric("auc")])
 
 
 def test_documentation_page_has_every_metric():

@@ -61,6 +61,14 @@ def test_the_cache_stays_below_its_limit_and_drops_what_was_used_longest_ago(sou
         assert usage(directory) <= 3 * largest and len(cached(directory)) >= kept - 1
 
 
+def test_the_folder_is_the_one_that_the_environment_names_and_made_when_it_is_needed(source, tmp_path, monkeypatch):
+    monkeypatch.setenv("RECTRAIN_CACHE", str(tmp_path / "cache"))
+    mds = MDSDataset(str(source))
+    assert not (tmp_path / "cache").exists()
+    mds.gather(np.arange(ROWS))
+    assert "shard.00000.mds" in cached(tmp_path / "cache")
+
+
 def test_a_limit_below_the_largest_shard_is_refused(source, tmp_path):
     largest = MDSDataset(str(source), cache_dir=tmp_path).index.largest_footprint
     with pytest.raises(UserError, match=f"size limit of {largest - 1} bytes is below the {largest} bytes"):

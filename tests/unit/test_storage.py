@@ -124,3 +124,37 @@ def test_readers_beside_a_writer_see_whole_objects_only(tmp_path):
         assert store.read_bytes("x") in versions
     writer.join()
     assert store.read_bytes("x") == versions[-1]
+
+
+def test_the_holder_of_a_directory_finds_nothing_half_written_and_leaves_no_empty_folder(tmp_path):
+    store = LocalStore(tmp_path / "a/b")
+    with store.exclusive(pytest.fail):
+        assert (tmp_path / "a/b").is_dir()
+    assert list(tmp_path.iterdir()) == []
+    for name in ("x", ".tmp-1", "inner/.tmp-2", "other/.tmp-3"):
+        store.write_bytes(name, b"")
+    with store.exclusive(pytest.fail, below=["inner", "absent"]):
+        left = {path.relative_to(store.root).as_posix() for path in store.root.rglob("*") if path.is_file()}
+        assert left == {"x", "other/.tmp-3"}  # others may be writing there
+    assert store.exists("x")
+
+
+HOLDER = """
+import sys
+from rectrain_jobs.storage import open_store
+
+with open_store(sys.argv[1]).exclusive(lambda: None):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_directory_is_held_by_one_process_and_let_go_when_it_is_killed(tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    taken = []
+    with LocalStore(tmp_path).exclusive(lambda: (taken.append(True), holder.kill())):
+        assert taken == [True]
+    holder.communicate()

@@ -1,5 +1,8 @@
+from pathlib import Path
+
 import pytest
 
+from rectrain.api import UserError
 from rectrain_jobs.tracking import Point, PointLog
 
 
@@ -17,6 +20,11 @@ def point(step: int) -> Point:
 
 def test_points_are_read_as_they_were_written(log):
     assert log.read() == [point(1), point(2), point(3)]
+
+
+def test_a_full_disk_is_named():
+    with pytest.raises(UserError, match=r"^/dev/full: no space left on the disk"):
+        PointLog(Path("/dev/full")).append(point(1))
 
 
 def test_no_file_is_no_points(tmp_path):
@@ -50,3 +58,10 @@ def test_cut_off_last_line_is_passed_over_and_not_written_upon(log, tmp_path, ke
     assert read == ([1, 2, 3] if kept == -1 else [1, 2])
     log.append(point(4))
     assert [p.step for p in PointLog(path).read()] == [*read, 4]
+
+
+@pytest.mark.parametrize("line", [b"3", b'"a"', b"[]", b"{}", b"\xff\xfe", b"\0\0\0\0"])
+def test_lines_that_are_no_points_are_passed_over(log, tmp_path, line):
+    path = tmp_path / "points.jsonl"
+    path.write_bytes(line + b"\n" + path.read_bytes())
+    assert [p.step for p in log.read()] == [1, 2, 3]

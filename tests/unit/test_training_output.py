@@ -56,8 +56,56 @@ def test_metrics_and_result_are_read_as_written(tmp_path):
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"auc": 0.5, "ndcg@20": None}
     found = out.read_metrics()
     assert found["auc"] == 0.5 and math.isnan(found["ndcg@20"])
-    out.write_result({"step": 3})
-    assert out.read_result() == {"step": 3}
+    result = {"step": 3, "bundle": "out/bundle", "mlflowRunId": None}
+    out.write_result(result)
+    assert out.read_result() == result
+
+
+def test_only_what_a_run_wrote_is_removed(tmp_path):
+    others = ("job-of-mine.yaml", "data/train.txt", "checkpoints/notes.txt")
+    ours = ("plan.json", "points.partial", "bundle/weights/rank-00000.safetensors", "checkpoints/step-0000000003/x")
+    output(tmp_path).identity(job())
+    for name in (*others, *ours):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    output(tmp_path).remove()
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == set(others)
+    with pytest.raises(UserError, match="holds no run of rectrain; remove it yourself or use another --output"):
+        output(tmp_path).remove()
+
+
+@pytest.mark.parametrize("name", ["job.yaml", "metrics.json", "bundle/bundle.json"])
+def test_files_that_no_run_wrote_are_not_replaced(tmp_path, name):
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=rf"{name}: is not of a run, which would replace it; use another --output"):
+        output(tmp_path).identity(job())
+    assert (tmp_path / name).read_text() == "mine" and not (tmp_path / "run.json").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"{}"])
+def test_damaged_files_are_named(tmp_path, content):
+    for name, read in {"run.json": lambda out: out.identity(job()), "result.json": RunOutput.read_result}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=rf"{name}: is damaged, or of another program; use another --output"):
+            read(output(tmp_path))
+
+
+def test_a_full_disk_is_named_and_leaves_the_progress_before(tmp_path):
+    out = output(tmp_path)
+    out.write_progress({"step": 1})
+    (tmp_path / "progress.json.partial").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"progress\.json\.partial: no space left on the disk"):
+        out.write_progress({"step": 2})
+    assert json.loads((tmp_path / "progress.json").read_text()) == {"step": 1}
+
+
+def test_a_folder_that_another_run_writes_to_is_refused(tmp_path):
+    refused = pytest.raises(UserError, match="another `rectrain run` is writing there; wait for its end, or use")
+    with output(tmp_path).exclusive(), refused, output(tmp_path).exclusive():
+        pass
+    with output(tmp_path).exclusive():
+        pass
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

@@ -3,16 +3,22 @@
 import itertools
 import json
 
+import psutil
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 
+from rectrain.api import UserError
 from rectrain.api.job import RecTrainingJobSpec
 from rectrain.api.tables import embedding_tables
+from rectrain.api.training import ComputeKernel, ShardingType
 from rectrain.cli.main import cli
 from rectrain_jobs.models.registry import TrainingTask, build_model
-from rectrain_jobs.training.plan import imagined_topology, make_plan, table_bytes
+from rectrain_jobs.training import distributed
+from rectrain_jobs.training.distributed import Ranks
+from rectrain_jobs.training.plan import imagined_topology, make_plan, table_bytes, topology_of
 
 # The ids of Criteo's terabyte click logs, as MLPerf's DLRM caps them.
 CRITEO_ROWS = [
@@ -79,6 +85,7 @@ def test_criteo_1tb_does_not_fit_two_gpus_of_16_gib_and_it_says_what_would_make_
     [
         (["--devices", "8"], "--hbm: is required, such as 80Gi"),
         (["--devices", "8", "--hbm", "lots"], "--hbm: "),
+        (["--devices", "8", "--hbm", "0"], "--hbm: must be more than no bytes, not '0'"),
         (["--devices", "8", "--hbm", "80Gi", "--nodes", "3"], "--devices 8: must be a multiple of --nodes, 3"),
     ],
 )
@@ -117,3 +124,32 @@ def test_constraints_are_kept_and_each_part_is_counted():
     table = next(t for t in report.tables if t.name == "c1")
     assert table.sharding == "row_wise" and [s.rows for s in table.shards] == [(0, 501), (501, 501)]
     assert sum(report.bytes_of_rank()) == sum(table_bytes(table, spec) for table in embedding_tables(spec))
+
+
+@pytest.mark.parametrize("type_", [str(type_) for type_ in ShardingType])
+@pytest.mark.parametrize("kernel", [str(kernel) for kernel in ComputeKernel])
+def test_types_and_kernels_that_do_not_go_together_are_named(type_, kernel):
+    constraint = {"table": "c1", "types": [type_], "kernels": [kernel]}
+    if (type_ == "DataParallel") == (kernel == "Dense"):
+        _, report = small_plan(constraints=[constraint])
+        assert len(report.tables) == 3
+    else:
+        message = rf"^spec\.sharding\.constraints\[c1\]: none of the types {type_} goes .* {kernel} on cuda"
+        with pytest.raises(UserError, match=message):
+            small_plan(constraints=[constraint])
+
+
+@pytest.mark.parametrize(("limit", "gibibytes"), [("2147483648", 2), ("max", None), (None, None)])
+def test_the_planner_has_the_memory_that_the_container_leaves(tmp_path, monkeypatch, limit, gibibytes):
+    file = tmp_path / "memory.max"
+    if limit is not None:
+        file.write_text(f"{limit}\n")
+    monkeypatch.setattr(distributed, "_CGROUP_LIMITS", (file,))
+    ranks = Ranks(0, 4, 2, torch.device("cpu"), control=None)
+    spec, _ = small_plan()
+    (capacity,) = {device.storage.ddr for device in topology_of(ranks, spec).devices}
+    host = psutil.virtual_memory().total if gibibytes is None else gibibytes << 30
+    assert capacity == host // ranks.local_world_size
+    spec, _ = small_plan(hostMemoryPerRank="64Mi")
+    (capacity,) = {device.storage.ddr for device in topology_of(ranks, spec).devices}
+    assert capacity == 64 << 20

@@ -277,6 +277,15 @@ def test_artifacts_and_registered_model(uri, name, tmp_path):
     assert versions == [1, 2]
 
 
+def test_a_machine_without_the_first_ones_files_registers_no_second_version(uri, name, tmp_path):
+    job = job_named(name, registeredModel=f"model-{name}", alias="champion")
+    for folder in ("a", "b"):  # a pod that is killed after it has registered the model leaves no state file behind
+        tracker, _ = tracker_of(job, uri, tmp_path / folder)
+        assert tracker.finish("FINISHED", bundle_uri="s3://bucket/bundle").model_version == "1"
+    (version,) = MlflowClient(uri).search_model_versions(f"name = 'model-{name}'")
+    assert MlflowClient(uri).get_model_version_by_alias(f"model-{name}", "champion").version == version.version
+
+
 def test_bundle_elsewhere_is_recorded_by_a_pointer(uri, name, tmp_path):
     tracker, _ = tracker_of(job_named(name), uri, tmp_path)
     summary = tracker.finish("FINISHED", bundle_uri="s3://bucket/bundle")

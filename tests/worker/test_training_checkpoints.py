@@ -11,8 +11,9 @@ from launch import run_on_ranks
 
 from rectrain.api import UserError
 from rectrain_jobs.storage import Storage, open_store
+from rectrain_jobs.training import checkpoint_files
 from rectrain_jobs.training.checkpoint import Checkpointer
-from rectrain_jobs.training.checkpoint_files import StoreReader
+from rectrain_jobs.training.checkpoint_files import StoreFileSystem, StoreReader
 from rectrain_jobs.training.distributed import Ranks
 
 JOB = {"model": {"type": "DLRM"}}
@@ -125,7 +126,22 @@ def test_a_damaged_checkpoint_is_named_on_every_rank(tmp_path):
     for part in (tmp_path / "step-0000000001").glob("*.distcp"):
         part.write_bytes(part.read_bytes()[:20])
     for _, error in run_on_ranks(load_latest, 2, str(tmp_path)):
-        assert error.startswith(f"{tmp_path}: checkpoint: ") and "\n" not in error
+        assert error.startswith(
+            f"{tmp_path}/step-0000000001: cannot be read; remove it to continue from the one before"
+        )
+        assert "\n" not in error
+
+
+def test_a_full_disk_is_named(monkeypatch):
+    """Of a write that was done in part alone, torch says only that it is not where it should be in the file."""
+    files = StoreFileSystem(open_store("/", Storage()))
+    full = pytest.raises(UserError, match=r"^/dev/full: no space left on the disk")
+    with full, files.create_stream("dev/full", "wb") as stream:
+        torch.save({"x": torch.zeros(1 << 20)}, stream)
+    monkeypatch.setattr(checkpoint_files, "_ALMOST_NOTHING", 1 << 62)
+    full = pytest.raises(UserError, match=r"^/dev/null: no space left on the disk")
+    with full, files.create_stream("dev/null", "wb"):
+        raise RuntimeError("unexpected pos 704 vs 598")
 
 
 def test_a_damaged_marker_is_named(tmp_path):

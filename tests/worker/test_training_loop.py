@@ -134,7 +134,7 @@ BAD_VALUES = [
     ("item_id", 20, 1 << 40, rf"row 20: feature item_id has id {1 << 40}; must be 0 to {ITEMS - 1}"),
     ("price", 99, np.nan, "row 99: price is nan; must be a finite number"),
     ("age", 202, -np.inf, "row 202: age is -inf; must be a finite number"),
-    ("label", 7, np.nan, "row 7: label is nan; must be a finite number"),
+    ("label", 7, 2.0, r"row 7: label is 2\.0; must be 0 or 1 \(task Binary\)"),
 ]
 
 

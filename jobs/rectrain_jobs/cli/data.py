@@ -14,14 +14,39 @@ from rectrain.api.base import ApiModel
 from rectrain.api.data import DataSource, SourceFormat
 from rectrain.api.errors import UserError
 from rectrain.api.features import Feature, Label
+from rectrain.api.job_rules import COLUMN_RULES
 
 if TYPE_CHECKING:
+    from pydantic import ValidationError
+
     from rectrain.api.job import RecTrainingJob
     from rectrain_jobs.data.convert import Conversion, Progress
     from rectrain_jobs.data.formats import Definition
     from rectrain_jobs.data.inspect import ColumnReport, DatasetReport
 
 _Model = TypeVar("_Model", bound=ApiModel)
+
+
+class _Declared(ApiModel):
+    """Features and labels that options declare."""
+
+    RULES = COLUMN_RULES
+
+    features: list[Feature]
+    """The features."""
+    labels: list[Label]
+    """The labels."""
+
+
+_OPTION_OF_FIELD = {
+    "uri": "--input",
+    "validationUri": "--validation-input",
+    "validationFraction": "--validation-fraction",
+    "columns": "--column",
+    "delimiter": "--delimiter",
+    "rows": "--rows",
+    "seed": "--seed",
+}
 
 _FORMATS = [str(name) for name in SourceFormat]
 _CONVERT_EPILOG = """\b
@@ -115,6 +140,7 @@ def convert(
         definition = replace(definition, features=[_declared(Feature, "kind", text, "--feature") for text in features])
     if labels:
         definition = replace(definition, labels=[_declared(Label, "task", text, "--label") for text in labels])
+    _check_declared(definition)
     train, validation = _targets(job, output)
     definition = replace(definition, hold_out=validation is not None)
     if not gives_validation(definition):
@@ -180,7 +206,12 @@ def _load_job(path: Path | None, overrides: tuple[str, ...]) -> "RecTrainingJob 
 
 def _source_fields(options: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of DataSource that options set."""
-    names = {"format_": "format", "input_": "uri", "validation_input": "validation_uri"}
+    names = {
+        "format_": "format",
+        "input_": "uri",
+        "validation_input": "validationUri",
+        "validation_fraction": "validationFraction",
+    }
     fields = {names.get(option, option): value for option, value in options.items() if value not in (None, ())}
     if "format" in fields:
         fields["format"] = next(name for name in SourceFormat if str(name).lower() == fields["format"].lower())
@@ -200,7 +231,7 @@ def _definition(job: "RecTrainingJob | None", fields: dict[str, Any], endpoint_u
     try:
         source = DataSource.model_validate({**base, **fields})
     except ValidationError as error:
-        raise UserError(f"source: {_validation_message(error)}") from None
+        raise UserError(_source_problems(error)) from None
     spec = job.spec if job else None
     return Definition(
         source=source,
@@ -222,6 +253,8 @@ def _storage(job: "RecTrainingJob | None", endpoint_url: str | None) -> Any:
 
 def _targets(job: "RecTrainingJob | None", output: str | None) -> tuple[str, str | None]:
     if output is not None:
+        if not output.strip():
+            raise UserError("--output: must name the folder for the shards, and is empty")
         return f"{output.rstrip('/')}/train", f"{output.rstrip('/')}/validation"
     if job is None:
         raise UserError("--output: is required without --job: the folder for the shards")
@@ -229,19 +262,38 @@ def _targets(job: "RecTrainingJob | None", output: str | None) -> tuple[str, str
 
 
 def _declared(model: type[_Model], second: str, text: str, option: str) -> _Model:
-    import yaml
     from pydantic import ValidationError
+
+    from rectrain.api.yaml_text import load_yaml
 
     name, _, rest = text.partition(":")
     value, *settings = rest.split(":")
     fields = {"name": name, second: value}
     for setting in settings:
         key, written = _pair(setting, f"{option} {text}")
-        fields[key] = yaml.safe_load(written)
+        try:
+            fields[key] = load_yaml(written)
+        except ValueError as error:
+            raise UserError(f"{option} {text}: {key}: is not valid YAML: {error}") from None
     try:
-        return model.model_validate(fields)
+        return model.model_validate_json(json.dumps(fields, default=str), strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
-        raise UserError(f"{option} {text}: {_validation_message(error)}") from None
+        part = "features" if model is Feature else "labels"
+        raise UserError(f"{option} {text}: {_joined(error, ('spec', part, 0))}") from None
+
+
+def _check_declared(definition: "Definition") -> None:
+    """Check features, labels and columns against each other, as a job's are."""
+    from pydantic import ValidationError
+
+    names = {*(feature.name for feature in definition.features), *(label.name for label in definition.labels)}
+    for name, column in definition.source.columns.items():
+        if name not in names:
+            raise UserError(f"--column {name}={column}: must name a feature or a label")
+    try:
+        _Declared(features=list(definition.features), labels=list(definition.labels))
+    except ValidationError as error:
+        raise UserError(_joined(error, ("spec",))) from None
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:
@@ -251,11 +303,21 @@ def _pair(text: str, option: str) -> tuple[str, str]:
     return key, value
 
 
-def _validation_message(error: Any) -> str:
-    return "; ".join(
-        ".".join(map(str, [*details["loc"]])) + (": " if details["loc"] else "") + details["msg"]
-        for details in error.errors()
-    )
+def _source_problems(error: "ValidationError") -> str:
+    """Return what is wrong with the source, by the options that set its fields."""
+    from rectrain.api.loading import format_problem, problems_of
+
+    problems = [
+        problem._replace(path=(_OPTION_OF_FIELD.get(str(problem.path[0]), problem.path[0]), *problem.path[1:]))
+        for problem in problems_of(error, ("spec", "data", "source"))
+    ]
+    return "; ".join(map(format_problem, problems))
+
+
+def _joined(error: "ValidationError", path: tuple[str | int, ...]) -> str:
+    from rectrain.api.loading import format_problem, problems_of
+
+    return "; ".join(map(format_problem, problems_of(error, path)))
 
 
 @contextmanager

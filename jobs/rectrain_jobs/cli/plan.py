@@ -33,6 +33,8 @@ def plan(
         capacity = parse_bytes(given)
     except ValueError as error:
         raise UserError(f"--hbm: {error}") from None
+    if capacity == 0:
+        raise UserError(f"--hbm: must be more than no bytes, not {given!r}")
     from rectrain_jobs.installation import check_kernels
 
     check_kernels()

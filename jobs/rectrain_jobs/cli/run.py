@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rectrain.api import RecTrainingJob, dump_job, load_job
+from rectrain.api import RecTrainingJob, UserError, dump_job, load_job
 
 if TYPE_CHECKING:
     from rectrain_jobs.training.output import RunOutput
@@ -41,6 +41,8 @@ def run(job_file: str, output: str | None, overrides: tuple[str, ...], restart: 
 
     Run again, it continues from the newest checkpoint; a run that has ended shows its results.
     """
+    if output is not None and not output.strip():
+        raise UserError("--output: must name the folder of the results, and is empty")
     job = load_job(job_file, overrides)
     from rectrain_jobs.installation import check_kernels
     from rectrain_jobs.resolution import absolute_uri, resolve_paths, storage_options
@@ -51,19 +53,20 @@ def run(job_file: str, output: str | None, overrides: tuple[str, ...], restart: 
     job = resolve_paths(job, Path(job_file).parent)
     output = output or job.spec.output.uri or str(default)
     run_output = RunOutput(absolute_uri(output, Path.cwd()), storage_options(job))
-    if restart:
-        _remove(run_output, job)
-    run_output.identity(job)
-    click.echo(f"output {output}", err=True)
-    if (result := run_output.read_result()) is not None and not result.get("unsentPoints"):
-        _show(result, run_output.read_metrics())
-        return
-    check_kernels()
-    _convert(job)
-    with tempfile.TemporaryDirectory(prefix="rectrain-job-") as folder:  # it may name credentials, so nobody else's
-        resolved = Path(folder) / "job.yaml"
-        resolved.write_text(dump_job(job))
-        code, reason = run_ranks(["--job", str(resolved), "--output", run_output.uri], job.spec.workers.world_size)
+    with run_output.exclusive():
+        if restart:
+            _remove(run_output, job)
+        run_output.identity(job)
+        click.echo(f"output {output}", err=True)
+        if (result := run_output.read_result()) is not None and not result.get("unsentPoints"):
+            _show(result, run_output.read_metrics())
+            return
+        check_kernels()
+        _convert(job)
+        with tempfile.TemporaryDirectory(prefix="rectrain-job-") as folder:  # may name credentials, so nobody else's
+            resolved = Path(folder) / "job.yaml"
+            resolved.write_text(dump_job(job))
+            code, reason = run_ranks(["--job", str(resolved), "--output", run_output.uri], job.spec.workers.world_size)
     if reason:
         click.echo(f"error: {reason}" if code != 143 else reason, err=True)
     elif code not in (0, 143):

@@ -1,8 +1,9 @@
 """Conversion of raw data to shards: fit the features, transform, write, publish at the end."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +25,7 @@ from rectrain_jobs.data.record import (
     source_digest,
     source_settings,
 )
+from rectrain_jobs.data.source import is_read_as_input
 from rectrain_jobs.data.target import MARKER_FILE, Target
 from rectrain_jobs.data.writer import SHARD_BYTES, ShardWriter, index_digest
 from rectrain_jobs.features import FeatureSet, LabelEncoder
@@ -82,7 +84,7 @@ def convert(
 
     The rows are in source order. Vocabularies and statistics are learnt from the training rows alone, in a pass before
     the one that writes. Nothing is a dataset before every split is written: index.json is written last, and what was
-    there before stays until then.
+    there before stays until then. Of several processes that convert to one local folder, one is at work at a time.
 
     Args:
         definition: What to convert to what.
@@ -97,11 +99,25 @@ def convert(
             the disk is full, or a store refuses. Nothing is published.
     """
     progress = progress or Quiet()
-    stores = {"train": open_store(train_uri, definition.storage)}
-    if validation_uri is not None:
-        stores["validation"] = open_store(validation_uri, definition.storage)
-        if stores["train"].uri == stores["validation"].uri:
-            raise UserError(f"{train_uri}: is the place of training and of validation shards; they need two")
+    uris = {"train": train_uri} | ({"validation": validation_uri} if validation_uri is not None else {})
+    stores = {split: open_store(uri, definition.storage) for split, uri in uris.items()}
+    with _alone_in(stores, progress):
+        return _convert(definition, stores, overwrite, progress, shard_bytes)
+
+
+def _convert(
+    definition: Definition, stores: Mapping[str, ObjectStore], overwrite: bool, progress: Progress, shard_bytes: int
+) -> Conversion:
+    """Convert to stores that are held, as `convert`."""
+    if len({store.uri for store in stores.values()}) < len(stores):
+        where = stores["train"].uri
+        raise UserError(f"{where}: is the place of training and of validation shards; they need two")
+    for store in stores.values():
+        for uri in filter(None, (definition.source.uri, definition.source.validation_uri)):
+            if is_read_as_input(store, uri):
+                raise UserError(
+                    f"{store.uri}: is in the raw data {uri}, and would be read as such; choose another place"
+                )
     reader = open_reader(definition)
     encoders = [LabelEncoder(label) for label in definition.labels]
     inputs = _inputs(definition)
@@ -212,14 +228,17 @@ def ensure_converted(spec: RecTrainingJobSpec, progress: Progress | None = None)
     Raises:
         UserError: As `needs_conversion` and `convert`.
     """
-    reason = needs_conversion(spec)
-    if reason is None:
+    if needs_conversion(spec) is None:
         return None
     progress = progress or Quiet()
-    progress.say(f"Converting the raw data: {reason}.")
     definition = Definition.of_job(spec)
-    validation = spec.data.validation.uri if spec.data.validation and gives_validation(definition) else None
-    return convert(definition, spec.data.train.uri, validation, overwrite=True, progress=progress)
+    stores = _stores(spec, definition)
+    with _alone_in(stores, progress):
+        reason = needs_conversion(spec)  # again: another process may just have done it
+        if reason is None:
+            return None
+        progress.say(f"Converting the raw data: {reason}.")
+        return _convert(definition, stores, overwrite=True, progress=progress, shard_bytes=SHARD_BYTES)
 
 
 class LabelStatistics:
@@ -250,6 +269,18 @@ class LabelStatistics:
             }
             for label in self._labels
         }
+
+
+@contextmanager
+def _alone_in(stores: Mapping[str, ObjectStore], progress: Progress) -> Iterator[None]:
+    """Hold the folders of the shards; where another conversion is at work there, wait for its end and say so."""
+    by_uri = {store.uri: store for store in stores.values()}
+    with ExitStack() as held:
+        for uri in sorted(by_uri):  # in one order, so that no two wait for each other
+            held.enter_context(
+                by_uri[uri].exclusive(partial(progress.say, f"Waiting for another conversion to {uri} to end."))
+            )
+        yield
 
 
 def _stores(spec: RecTrainingJobSpec, definition: Definition) -> dict[str, ObjectStore]:

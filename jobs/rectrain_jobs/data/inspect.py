@@ -12,7 +12,8 @@ from rectrain.api.features import Feature, FeatureKind, Label, Task
 from rectrain.api.job import RecTrainingJobSpec
 from rectrain_jobs.data.mds import Column, MDSDataset
 from rectrain_jobs.data.record import DatasetRecord
-from rectrain_jobs.features import FeatureSet, LabelEncoder
+from rectrain_jobs.data.schema import schema_problems
+from rectrain_jobs.features import FeatureSet
 from rectrain_jobs.pipeline.sequence import PADDING
 from rectrain_jobs.storage import ObjectNotFoundError, Storage, open_store
 
@@ -115,7 +116,7 @@ def inspect_dataset(
         columns=[],
         record=DatasetRecord.load(store),
     )
-    report.problems += _schema_problems(dataset, features, labels)
+    report.problems += schema_problems(dataset, features, labels)
     # In the order of the definitions; what nobody declared comes last, as shards have it: by name.
     names = [feature.name for feature in features] + [label.name for label in labels]
     order = {name: place for place, name in enumerate(names)}
@@ -131,20 +132,6 @@ def inspect_dataset(
         report.columns.append(collector.finish())
         report.problems += collector.problems
     return report
-
-
-def _schema_problems(dataset: MDSDataset, features: Sequence[Feature], labels: Sequence[Label]) -> list[str]:
-    wanted = {name: (t.dtype, t.shape) for name, t in FeatureSet(features).transformers.items()} if features else {}
-    wanted |= {label.name: (LabelEncoder(label).dtype, LabelEncoder(label).shape) for label in labels}
-    problems = []
-    for name, (dtype, shape) in wanted.items():
-        column = dataset.columns.get(name)
-        if column is None:
-            problems.append(f"{name}: there is no such column; the shards have {', '.join(dataset.columns)}")
-        elif column.shape != shape or not np.can_cast(column.dtype, dtype, "same_kind"):
-            expected = f"{dtype.name}{list(shape) if shape else ''}"
-            problems.append(f"{name}: has encoding {column.encoding}; the definition makes it {expected}")
-    return problems
 
 
 def _collector(

@@ -3,6 +3,7 @@
 import fnmatch
 import glob
 import hashlib
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,20 +103,41 @@ def find_files(uri: str, storage: Storage) -> list[SourceFile]:
         storage: How S3 is reached.
 
     Raises:
-        UserError: There is no such file, or none that is not empty.
+        UserError: There is no such file, one is empty, or one cannot be looked at.
     """
     scheme = urlsplit(uri).scheme
     if scheme == "s3":
         files = _remote_files(uri, storage)
     else:
+        if "://" in uri and scheme != "file":
+            raise UserError(f"{uri}: has the unsupported scheme {scheme!r}; use s3://, file:/// or a plain path")
         path = unquote(urlsplit(uri).path) if scheme == "file" else uri
-        files = [_local_file(found) for found in _local_paths(path)]
+        try:
+            files = [_local_file(found) for found in _local_paths(path)]
+        except OSError as error:
+            raise UserError(f"{uri}: cannot be read: {error.strerror}") from None
     if not files:
         raise UserError(f"{uri}: there is no such file, and no file below it or that matches it")
     empty = [file.uri for file in files if file.size == 0]
     if empty:
         raise UserError(f"{empty[0]}: is empty; raw data has at least one row")
     return files
+
+
+def is_read_as_input(folder: ObjectStore, uri: str) -> bool:
+    """Tell whether files in a folder would be found below a raw input that is a folder too.
+
+    Args:
+        folder: The folder.
+        uri: The raw input, as `find_files` takes it.
+    """
+    if urlsplit(uri).scheme == "s3":
+        parent, child = uri.rstrip("/"), folder.uri
+    else:
+        path = folder.local_path("x")
+        parent = os.path.realpath(unquote(urlsplit(uri).path) if urlsplit(uri).scheme == "file" else uri)
+        child = os.path.realpath(path.parent) if path is not None else ""
+    return child == parent or (child.startswith(f"{parent}/") and _is_shown(Path(child.removeprefix(f"{parent}/"))))
 
 
 def _local_paths(path: str) -> list[Path]:
@@ -125,6 +147,8 @@ def _local_paths(path: str) -> list[Path]:
         return sorted(
             found for found in Path(path).rglob("*") if found.is_file() and _is_shown(found.relative_to(path))
         )
+    if Path(path).exists() and not Path(path).is_file():
+        raise UserError(f"{path}: is neither a file nor a folder; raw data is read more than once")
     return [Path(path)] if Path(path).exists() else []
 
 

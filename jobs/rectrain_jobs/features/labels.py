@@ -40,21 +40,22 @@ class LabelEncoder:
             return self._multi_label(array)
         if array.null_count:
             row = int(np.argmin(array.is_valid().to_numpy(zero_copy_only=False)))
-            raise ValueRefusedError(self.name, f"is missing; it must be {self._expected()}", row)
+            raise ValueRefusedError(self.name, f"is missing; it must be {self.expected}", row)
         try:
             values = self._numbers.raw(array)
         except ValueRefusedError as error:
             value = array[error.row or 0].as_py()
-            raise ValueRefusedError(self.name, f"value {shown(value)} is not {self._expected()}", error.row) from None
+            raise ValueRefusedError(self.name, f"value {shown(value)} is not {self.expected}", error.row) from None
         with np.errstate(over="ignore"):
             encoded = values.astype(self.dtype)
-        right = self._right(values) & np.isfinite(encoded)
+        right = self.allows(values) & np.isfinite(encoded)
         if not right.all():
             row = int(np.argmin(right))
-            raise ValueRefusedError(self.name, f"value {shown(array[row].as_py())} is not {self._expected()}", row)
+            raise ValueRefusedError(self.name, f"value {shown(array[row].as_py())} is not {self.expected}", row)
         return encoded
 
-    def _right(self, values: npt.NDArray[np.float64]) -> Any:
+    def allows(self, values: npt.NDArray[Any]) -> Any:
+        """Tell of each value whether the task allows it, bool of the shape of `values`."""
         match self.label.task:
             case Task.BINARY | Task.MULTI_LABEL:
                 return (values == 0) | (values == 1)
@@ -64,7 +65,9 @@ class LabelEncoder:
             case Task.REGRESSION:
                 return np.isfinite(values)
 
-    def _expected(self) -> str:
+    @property
+    def expected(self) -> str:
+        """What the task allows, for a message."""
         match self.label.task:
             case Task.BINARY:
                 return "0 or 1 (task Binary)"
@@ -81,27 +84,27 @@ class LabelEncoder:
         if pa.types.is_fixed_size_list(array.type):
             array = array.cast(pa.list_(array.type.value_type))
         if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
-            raise ValueRefusedError(self.name, f"has type {array.type}; it must be {self._expected()}", row=0)
+            raise ValueRefusedError(self.name, f"has type {array.type}; it must be {self.expected}", row=0)
         lengths = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
         wrong = lengths != classes
         if wrong.any():
             row = int(np.argmax(wrong))
-            raise ValueRefusedError(self.name, f"has {lengths[row]} values; it must be {self._expected()}", row)
+            raise ValueRefusedError(self.name, f"has {lengths[row]} values; it must be {self.expected}", row)
         elements = array.flatten()
         try:
             values = self._numbers.raw(elements)
         except ValueRefusedError as error:
             raise ValueRefusedError(
-                self.name, f"{error.problem}; it must be {self._expected()}", (error.row or 0) // classes
+                self.name, f"{error.problem}; it must be {self.expected}", (error.row or 0) // classes
             ) from None
-        right = self._right(values)
+        right = self.allows(values)
         if elements.null_count:
             right &= elements.is_valid().to_numpy(zero_copy_only=False)
         if not right.all():
             position = int(np.argmin(right))
             raise ValueRefusedError(
                 self.name,
-                f"holds {shown(elements[position].as_py())}; it must be {self._expected()}",
+                f"holds {shown(elements[position].as_py())}; it must be {self.expected}",
                 position // classes,
             )
         return values.reshape(-1, classes).astype(self.dtype)

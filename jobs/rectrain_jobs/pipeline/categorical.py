@@ -20,6 +20,7 @@ from rectrain_jobs.pipeline.transformer import ColumnTransformer
 from rectrain_jobs.pipeline.values import (
     ValueRefusedError,
     canonical_text,
+    first_that_is_no_text,
     integer_of,
     integers_of_text,
     plain_array,
@@ -232,11 +233,21 @@ class StringIndexer(Categorical):
         array = plain_array(values)
         if len(array) == 0 or pa.types.is_null(array.type):
             return
+        if pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
+            array = self._texts(array)
         try:
             counted: Any = pc.value_counts(array)
             self.vocabulary.count(zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True))
         except (TypeError, pa.ArrowNotImplementedError):
             raise ValueRefusedError(self.name, f"has type {array.type}; an id is text or a number", row=0) from None
+
+    def _texts(self, array: Any) -> Any:
+        """Return bytes as the texts that they are: a vocabulary is kept as text."""
+        try:
+            return array.cast(pa.large_string())
+        except pa.ArrowInvalid:
+            row = first_that_is_no_text(array)
+            raise ValueRefusedError(self.name, f"value {shown(array[row].as_py())} is not UTF-8 text", row) from None
 
     def finish_fit(self) -> None:
         """Settle the vocabulary, unless a feature that shares it has."""

@@ -51,7 +51,11 @@ class Sequence(ColumnTransformer):
         if self.needs_fit:
             lists = self._lists(values)
             if lists is not None:
-                self.elements.partial_fit(lists.flatten())
+                try:
+                    self.elements.partial_fit(lists.flatten())
+                except ValueRefusedError as error:
+                    ends = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).cumsum()
+                    raise error.at_row(int(np.searchsorted(ends, error.row or 0, side="right"))) from None
 
     def finish_fit(self) -> None:
         """Settle what the elements learnt."""

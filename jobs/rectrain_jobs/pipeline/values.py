@@ -137,3 +137,16 @@ def first_failure(length: int, fails: Callable[[int, int], bool]) -> int:
         else:
             low = middle
     return low
+
+
+def first_that_is_no_text(array: Any) -> int:
+    """Return the position of the first value of an Arrow array of bytes, of which one is not UTF-8, that is not."""
+
+    def fails(low: int, high: int) -> bool:
+        try:
+            array.slice(low, high - low).cast(pa.large_string())
+        except pa.ArrowInvalid:
+            return True
+        return False
+
+    return first_failure(len(array), fails)

@@ -1,6 +1,7 @@
 """The object store interface, its options and its errors."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -100,6 +101,18 @@ class ObjectStore(Protocol):
 
     def delete_prefix(self, prefix: str) -> None:
         """Delete every object in the folder `prefix` and below."""
+        ...
+
+    def exclusive(self, when_taken: Callable[[], None], below: Iterable[str] = ()) -> AbstractContextManager[None]:
+        """Hold the store against other processes that ask for it, so that one writes at a time.
+
+        In a local directory this also removes what killed writers left half-written, as nobody else is writing. S3
+        has no locks: there nothing is held.
+
+        Args:
+            when_taken: Called once when another process holds the store; returns to wait for it, or raises.
+            below: Folders of the store that its holder alone writes to, too.
+        """
         ...
 
 

@@ -1,17 +1,18 @@
 """Objects as files in a local directory."""
 
 import errno
+import fcntl
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from rectrain_jobs.storage.base import ObjectInfo, ObjectNotFoundError, StorageError, checked_key, folder_prefix
 
-# Files being written; never listed, so that what a killed process left behind is no object.
+# Files being written; never listed, so that what a killed process left behind is no object. `exclusive` removes them.
 TEMPORARY_PREFIX = ".tmp-"
 
 
@@ -95,6 +96,58 @@ class LocalStore:
         with local_errors(folder):
             if folder.is_dir():
                 shutil.rmtree(folder)
+
+    @contextmanager
+    def exclusive(self, when_taken: Callable[[], None], below: Iterable[str] = ()) -> Iterator[None]:
+        """Hold the directory, which is created if need be, and removed again if nothing was written to it.
+
+        Args:
+            when_taken: Called once when another process holds it; returns to wait for it, or raises.
+            below: Folders in it that its holder alone writes to, too.
+        """
+        with local_errors(self.root):
+            missing = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
+        with _locked(self.root, when_taken):
+            for folder in (self.root, *(self.root / folder_prefix(name) for name in below)):
+                for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+                    with local_errors(leftover):
+                        leftover.unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # from the innermost on; one that holds something stays
+                    for folder in missing:
+                        folder.rmdir()
+
+
+@contextmanager
+def _locked(folder: Path, when_taken: Callable[[], None]) -> Iterator[None]:
+    """Hold a flock(2) on a directory, which the kernel drops when the process dies, however it dies."""
+    while True:
+        with local_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                when_taken()
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            except OSError:
+                pass  # a network file system without such locks
+            if _is_at(folder, descriptor):
+                yield
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Tell whether an open file is still the one at a path: whoever held it before may have removed it."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def publish(path: Path, write: Callable[[BinaryIO], object]) -> None:

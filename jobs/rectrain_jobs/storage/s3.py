@@ -4,7 +4,7 @@ import io
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -146,6 +146,10 @@ class S3Store:
     def delete_prefix(self, prefix: str) -> None:
         """Delete every object in the folder `prefix` and below."""
         self.delete(info.key for info in self.list(prefix))
+
+    def exclusive(self, when_taken: Callable[[], None], below: Iterable[str] = ()) -> AbstractContextManager[None]:
+        """Hold nothing: S3 has no locks. What is half-written there is no object."""
+        return nullcontext()
 
     def _name(self, key: str) -> str:
         return f"{self.prefix}/{checked_key(key)}" if self.prefix else checked_key(key)

@@ -354,8 +354,10 @@ class MlflowTracker:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
+        # The state file may be gone with the machine that registered it, or be older: the run has one version.
+        of_run = [found for found in client.search_model_versions(f"run_id = '{run_id}'") if found.name == name]
         source = f"{client.get_run(run_id).info.artifact_uri}/bundle"
-        version = client.create_model_version(name, source, run_id=run_id)
+        version = of_run[0] if of_run else client.create_model_version(name, source, run_id=run_id)
         alias = self._job.spec.tracking.mlflow.alias
         if alias is not None:
             client.set_registered_model_alias(name, alias, version.version)

@@ -6,6 +6,8 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from rectrain_jobs.storage.local import local_errors
+
 
 @dataclass(frozen=True)
 class Point:
@@ -37,9 +39,13 @@ class PointLog:
         self._lock = threading.Lock()
 
     def append(self, point: Point) -> None:
-        """Add a point."""
+        """Add a point.
+
+        Raises:
+            UserError: The file cannot be written, for instance because the disk is full.
+        """
         line = json.dumps({"step": point.step, "epoch": point.epoch, "time": point.time, **point.values})
-        with self._lock, self._path.open("a+b") as stream:
+        with self._lock, local_errors(self._path), self._path.open("a+b") as stream:
             if stream.tell() > 0:
                 stream.seek(-1, os.SEEK_END)
                 if stream.read(1) != b"\n":  # a crash cut off the last line; this one must not become part of it
@@ -47,18 +53,18 @@ class PointLog:
             stream.write(line.encode() + b"\n")
 
     def read(self) -> list[Point]:
-        """Return all points; a last line that was cut off is passed over."""
+        """Return all points; lines that are none, as a last one that was cut off, are passed over."""
         with self._lock:
             if not self._path.exists():
                 return []
-            lines = self._path.read_text().splitlines()
+            lines = self._path.read_bytes().splitlines()
         points = []
         for line in lines:
             try:
                 content = json.loads(line)
-            except ValueError:
+                step, epoch, time = content.pop("step"), content.pop("epoch"), content.pop("time")
+            except (ValueError, TypeError, AttributeError, KeyError):
                 continue
-            step, epoch, time = content.pop("step"), content.pop("epoch"), content.pop("time")
             points.append(Point(step, epoch, time, content))
         return points
 

@@ -6,7 +6,8 @@ holds what is no tensor: the job, the position in the data and the evaluation so
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -64,7 +65,9 @@ class Checkpointer:
             self._store.delete_prefix(folder)
         self._ranks.barrier()
         writer = StoreWriter(self._store, folder)
-        self._together(lambda: save_checkpoint(tensors, storage_writer=writer, process_group=self._ranks.control))
+        where = f"{self._store.uri_of(folder)}: cannot be written"
+        with self._failing_together(where):
+            save_checkpoint(tensors, storage_writer=writer, process_group=self._ranks.control)
         if self._ranks.is_first:
             content = {
                 "formatVersion": FORMAT_VERSION,
@@ -84,7 +87,9 @@ class Checkpointer:
             UserError: The checkpoint is damaged, or is of another model.
         """
         reader = StoreReader(self._store, checkpoint.folder)
-        self._together(lambda: load_checkpoint(tensors, storage_reader=reader, process_group=self._ranks.control))
+        where = f"{self._store.uri_of(checkpoint.folder)}: cannot be read; remove it to continue from the one before"
+        with self._failing_together(where):
+            load_checkpoint(tensors, storage_reader=reader, process_group=self._ranks.control)
 
     def latest(self) -> SavedCheckpoint | None:
         """Return the newest complete checkpoint; the same on every rank.
@@ -114,16 +119,18 @@ class Checkpointer:
         complete = list_checkpoints(self._store)
         return self._store.uri_of(complete[-1].folder) if complete else None
 
-    def _together(self, work: Callable[[], None]) -> None:
+    @contextmanager
+    def _failing_together(self, what: str) -> Iterator[None]:
+        """Turn what failed on some rank into one line for the user, on every rank; see `what` for how it begins."""
         try:
-            work()
+            yield
         except CheckpointException as error:
             causes = error.failures.values()
             cause = next((c for c, _ in map(_as_pair, causes)), error)
             if isinstance(cause, UserError):
                 raise cause from None
             text = " ".join(str(cause).split())
-            raise UserError(f"{self._store.uri}: checkpoint: {type(cause).__name__}: {text[:300]}") from cause
+            raise UserError(f"{what}: {type(cause).__name__}: {text[:100]}") from cause
 
     def _remove_old(self) -> None:
         complete = list_checkpoints(self._store)

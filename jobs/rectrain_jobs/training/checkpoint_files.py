@@ -1,8 +1,10 @@
 """torch's distributed checkpoints over an object store: each rank writes and reads its own files, to disk or S3."""
 
+import errno
 import io
 import os
 import pickle
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,10 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from rectrain.api.errors import UserError
 from rectrain_jobs.storage import ObjectStore
+from rectrain_jobs.storage.local import local_errors
+
+_ALMOST_NOTHING = 1 << 20
+"""A disk with fewer bytes free than this is full."""
 
 _METADATA_NAMES = {
     *(
@@ -56,9 +62,15 @@ class StoreFileSystem(FileSystemBase):
         key = os.fspath(path)
         local = self._store.local_path(key)
         if local is not None:
-            local.parent.mkdir(parents=True, exist_ok=True)
-            with local.open(mode) as stream:
-                yield cast(io.IOBase, stream)
+            with local_errors(local):
+                local.parent.mkdir(parents=True, exist_ok=True)
+                with local.open(mode) as stream:
+                    try:
+                        yield cast(io.IOBase, stream)
+                    except RuntimeError:  # torch's word for a write of which only a part was done
+                        if "w" in mode and shutil.disk_usage(local.parent).free < _ALMOST_NOTHING:
+                            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+                        raise
             return
         # The parts of a file are read by offset, so a remote one is on disk while it is open.
         with tempfile.TemporaryDirectory(prefix="rectrain-checkpoint-") as folder:
@@ -109,7 +121,8 @@ class StoreWriter(FileSystemWriter):
 
     def __init__(self, store: ObjectStore, folder: str) -> None:
         """Prepare to write below `folder`."""
-        super().__init__(folder, sync_files=False)
+        # A local file is on disk before the marker is, whatever the machine does; an object is when it is there at all.
+        super().__init__(folder, sync_files=store.local_path(folder) is not None)
         self.fs = StoreFileSystem(store)  # type: ignore[assignment]  # any FileSystemBase does
         self.path = self.fs.init_path(folder)
 

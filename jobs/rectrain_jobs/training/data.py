@@ -25,6 +25,8 @@ from rectrain.api.tables import (
 )
 from rectrain_jobs.data.batch import Batch, BatchBuilder
 from rectrain_jobs.data.mds import BatchReader, ColumnBatch, MDSDataset, Order, Position, World
+from rectrain_jobs.data.schema import schema_problems
+from rectrain_jobs.features import LabelEncoder
 from rectrain_jobs.models.log_uniform import LogUniformSampler
 from rectrain_jobs.resolution import cache_limit_bytes, storage_options
 from rectrain_jobs.training.distributed import Ranks
@@ -36,7 +38,7 @@ SCAN_ROWS = 1 << 16
 
 
 def open_dataset(job: RecTrainingJob, uri: str, columns: Sequence[str]) -> MDSDataset:
-    """Open a dataset of the job and check that it has the columns that are read.
+    """Open a dataset of the job and check that it has the columns that are read, of the types that they should have.
 
     Raises:
         UserError: It cannot be read, is empty, or lacks a column.
@@ -53,13 +55,13 @@ def open_dataset(job: RecTrainingJob, uri: str, columns: Sequence[str]) -> MDSDa
             raise UserError(
                 f"{uri}: has no column {column!r}, which the job names; its columns are {', '.join(dataset.columns)}"
             )
-    if dataset.num_samples == 0:
-        raise UserError(f"{uri}: has no rows")
+    for problem in schema_problems(dataset, job.spec.features, job.spec.labels, columns):
+        raise UserError(f"{uri}: {problem}")
     return dataset
 
 
 class RowChecker:
-    """Checks every batch before it reaches a kernel, which would not: ids in range, numbers finite.
+    """Checks every batch before it reaches a kernel, which would not: ids in range, numbers finite, labels allowed.
 
     Args:
         spec: The job.
@@ -72,7 +74,7 @@ class RowChecker:
         self._dataset = dataset
         self._ids = [(f, rows[table_of(spec, f)]) for f in embedded_features(spec)]
         self._dense = [f.name for f in spec.features if f.kind is FeatureKind.DENSE]
-        self._labels = [label.name for label in spec.labels]
+        self._labels = [LabelEncoder(label) for label in spec.labels]
 
     def check(self, columns: Columns, sample_ids: npt.NDArray[np.int64]) -> None:
         """Check the columns of a batch that are features or labels.
@@ -87,13 +89,22 @@ class RowChecker:
             lowest = -1 if feature.kind is FeatureKind.SEQUENCE else 0
             if column.min() < lowest or column.max() >= num_rows:
                 self._refuse_id(feature, column, sample_ids, lowest, num_rows)
-        for name in (*self._dense, *self._labels):
+        for name in self._dense:
             column = columns.get(name)
-            if column is not None and not np.isfinite(column).all():
-                row = np.flatnonzero(~np.isfinite(column).reshape(len(column), -1).all(axis=1))[0]
-                raise UserError(
-                    f"{self._dataset.uri}: row {sample_ids[row]}: {name} is {column[row]}; must be a finite number"
-                )
+            if column is not None:
+                self._refuse_number(name, column, np.isfinite(column), "a finite number", sample_ids)
+        for label in self._labels:
+            column = columns.get(label.name)
+            if column is not None:
+                self._refuse_number(label.name, column, label.allows(column), label.expected, sample_ids)
+
+    def _refuse_number(
+        self, name: str, column: npt.NDArray[Any], right: Any, expected: str, sample_ids: npt.NDArray[np.int64]
+    ) -> None:
+        if right.all():
+            return
+        row = np.flatnonzero(~right.reshape(len(column), -1).all(axis=1))[0]
+        raise UserError(f"{self._dataset.uri}: row {sample_ids[row]}: {name} is {column[row]}; must be {expected}")
 
     def _refuse_id(
         self,
@@ -288,7 +299,9 @@ def item_columns(spec: RecTrainingJobSpec, datasets: Sequence[MDSDataset]) -> Co
     known = np.zeros(cardinality, bool)
     found: Columns = {}
     for dataset in datasets:
+        checker = RowChecker(spec, dataset)
         for batch in dataset.evaluation_pass(batch_size=SCAN_ROWS, columns=names):
+            checker.check(batch.columns, batch.sample_ids)
             ids = batch.columns[item_id]
             inside = batch.mask & (ids < cardinality)
             ids = ids[inside]

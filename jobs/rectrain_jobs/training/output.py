@@ -4,16 +4,33 @@ import json
 import math
 import tempfile
 import uuid
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from rectrain.api.errors import UserError
 from rectrain.api.job import RecTrainingJob
+from rectrain.api.loading import dump_job
 from rectrain_jobs.storage import ObjectStore, Storage, StorageError, open_store
+from rectrain_jobs.storage.local import local_errors
+from rectrain_jobs.tracking.credentials import job_without_credentials
+from rectrain_jobs.training.checkpoint_listing import remove_all_checkpoints
 from rectrain_jobs.training.identity import first_difference, identity_of
 
 IDENTITY = "run.json"
+JOB = "job.yaml"
 PLAN = "plan.json"
+POINTS = "points.jsonl"
+METRICS = "metrics.json"
+RESULT = "result.json"
+PROGRESS = "progress.json"
+TRACKING_STATE = "mlflow.json"
+BUNDLE = "bundle"
+CHECKPOINTS = "checkpoints"
+
+_FILES = (JOB, PLAN, POINTS, METRICS, RESULT, PROGRESS, TRACKING_STATE)
+_PARTIAL_FILES = ("points.partial", f"{PROGRESS}.partial", "mlflow.partial")
 
 
 class RunOutput:
@@ -31,6 +48,7 @@ class RunOutput:
         Raises:
             UserError: The folder cannot be written.
         """
+        self._storage = storage
         self.store: ObjectStore = open_store(uri, storage)
         self.uri = self.store.uri
         inside = self.store.local_path("x")
@@ -45,20 +63,35 @@ class RunOutput:
         except OSError as error:
             raise UserError(f"--output {uri}: cannot be written: {error.strerror}") from None
 
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Hold the folder, if it is on this machine: two runs that write to one would each spoil the other.
+
+        Raises:
+            UserError: Another process holds it.
+        """
+
+        def refuse() -> None:
+            raise UserError(
+                f"{self.uri}: another `rectrain run` is writing there; wait for its end, or use another --output"
+            )
+
+        return self.store.exclusive(refuse, below=[BUNDLE])
+
     def remove(self) -> None:
-        """Remove everything, so that a run begins anew; its identity goes last, for an interrupted removal goes on.
+        """Remove what a run wrote, and nothing else; its identity goes last, for an interrupted removal goes on.
 
         Raises:
             UserError: The folder holds something else than a run.
         """
-        keys = [info.key for info in self.store.list()]
-        if keys and IDENTITY not in keys:
-            raise UserError(
-                f"--restart: {self.uri} holds no run of rectrain; remove it yourself or use another --output"
-            )
-        for folder in sorted({key.partition("/")[0] for key in keys if "/" in key}):
-            self.store.delete_prefix(folder)
-        self.store.delete(key for key in keys if "/" not in key and key != IDENTITY)
+        if not self.store.exists(IDENTITY):
+            if self.store.list():
+                raise UserError(
+                    f"--restart: {self.uri} holds no run of rectrain; remove it yourself or use another --output"
+                )
+            return
+        self.store.delete_prefix(BUNDLE)
+        remove_all_checkpoints(open_store(f"{self.uri}/{CHECKPOINTS}", self._storage))
+        self.store.delete([*_FILES, *_PARTIAL_FILES])
         self.store.delete([IDENTITY])
 
     @property
@@ -82,11 +115,11 @@ class RunOutput:
         A run that has not begun to train, for its data was wrong, leaves its folder to a corrected job.
 
         Raises:
-            UserError: The folder holds a run of another job.
+            UserError: The folder holds a run of another job, or files that a run would replace.
         """
         wanted = identity_of(job)
         if self.store.exists(IDENTITY):
-            found = json.loads(self.store.read_bytes(IDENTITY))
+            found = self._read(IDENTITY, ("job", "uid"))
             difference = first_difference(found["job"], wanted)
             if difference is None:
                 return str(found["uid"])
@@ -95,13 +128,23 @@ class RunOutput:
                     f"{self.uri}: holds the run of another job: {difference}; "
                     "use another --output, or --restart to remove it"
                 )
+        else:
+            self._refuse_foreign()
         uid = job.metadata.uid or str(uuid.uuid4())
         self._write(IDENTITY, {"uid": uid, "name": job.metadata.name, "job": wanted})
         return uid
 
+    def _refuse_foreign(self) -> None:
+        """Refuse a folder with files under the names of a run's that no run wrote: they would be written over."""
+        for name in (*_FILES, f"{BUNDLE}/bundle.json"):
+            if self.store.exists(name):
+                raise UserError(
+                    f"{self.store.uri_of(name)}: is not of a run, which would replace it; use another --output"
+                )
+
     def write_metrics(self, metrics: dict[str, float]) -> None:
         """Write metrics.json: final metrics by name, null where one is undefined."""
-        self._write("metrics.json", {k: None if math.isnan(v) else v for k, v in metrics.items()})
+        self._write(METRICS, {k: None if math.isnan(v) else v for k, v in metrics.items()})
 
     def write_plan(self, plan: dict[str, Any]) -> None:
         """Write plan.json."""
@@ -109,24 +152,36 @@ class RunOutput:
 
     def write_progress(self, progress: dict[str, Any]) -> None:
         """Write progress.json, on this machine only."""
-        partial = self.local / "progress.json.partial"
-        partial.write_text(json.dumps(progress))
-        partial.replace(self.local / "progress.json")
+        partial = self.local / f"{PROGRESS}.partial"
+        with local_errors(partial):
+            partial.write_text(json.dumps(progress))
+            partial.replace(self.local / PROGRESS)
+
+    def write_job(self, job: RecTrainingJob) -> None:
+        """Write job.yaml: the job as it was run, without credentials."""
+        self.store.write_bytes(JOB, dump_job(job_without_credentials(job)).encode())
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json: how the run ended."""
-        self._write("result.json", result)
+        self._write(RESULT, result)
 
     def read_result(self) -> dict[str, Any] | None:
         """Return how the run ended, or None if it has not."""
-        if not self.store.exists("result.json"):
-            return None
-        return json.loads(self.store.read_bytes("result.json"))  # type: ignore[no-any-return]
+        return self._read(RESULT, ("step", "mlflowRunId", "bundle")) if self.store.exists(RESULT) else None
 
     def read_metrics(self) -> dict[str, float]:
         """Return the final metrics that an ended run left."""
-        found = json.loads(self.store.read_bytes("metrics.json"))
+        found = self._read(METRICS, ())
         return {name: math.nan if value is None else float(value) for name, value in found.items()}
+
+    def _read(self, key: str, fields: Sequence[str]) -> dict[str, Any]:
+        try:
+            content = json.loads(self.store.read_bytes(key))
+            if isinstance(content, dict) and all(field in content for field in fields):
+                return content
+        except ValueError:
+            pass
+        raise UserError(f"{self.store.uri_of(key)}: is damaged, or of another program; use another --output")
 
     def _write(self, key: str, content: dict[str, Any]) -> None:
         try:

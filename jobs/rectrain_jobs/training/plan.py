@@ -5,6 +5,7 @@ and, when it does not fit, why.
 """
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -232,6 +233,11 @@ def make_plan(
         plan = planner.plan(model, sharders()) if group is None else planner.collective_plan(model, sharders(), group)
     except PlannerError as error:
         raise UserError(explain_misfit(spec, topology, error)) from None
+    except RuntimeError as error:  # what the planner raises where no sharding type goes with a kernel
+        table = re.search(r"^No available sharding type.* for (\w+)\. Module", str(error))
+        if table is None:
+            raise
+        raise UserError(_explain_combination(table[1], constraints[table[1]], topology.compute_device)) from None
     return plan, replace(report_plan(plan, spec, topology), memory_of_rank=chosen.memory_of_rank)
 
 
@@ -324,6 +330,16 @@ def _shards(table: EmbeddingTable, sharding: Any, spec: RecTrainingJobSpec, worl
         if rows and columns:
             num_bytes = rows * (4 * columns + state_bytes_per_row(optimizer, columns))
             yield Shard(part.placement.rank(), (first_row, rows), (first_column, columns), num_bytes)
+
+
+def _explain_combination(table: str, constraint: ParameterConstraints, device: str) -> str:
+    """Return which of a table's sharding types and kernels were asked for, of which none go together."""
+    types = [name for name, value in _TYPES.items() if value in (constraint.sharding_types or ())]
+    kernels = [name for name, value in _KERNELS.items() if value in (constraint.compute_kernels or ())]
+    return (
+        f"spec.sharding.constraints[{table}]: none of the types {', '.join(types)} goes with any of the kernels "
+        f"{', '.join(kernels)} on {device}; Dense goes with DataParallel, and the others with the other types"
+    )
 
 
 def _constraints(spec: RecTrainingJobSpec, device: str) -> dict[str, ParameterConstraints]:

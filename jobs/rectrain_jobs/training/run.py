@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from rectrain.api import UserError, dump_job
+from rectrain.api import UserError
 from rectrain.api.features import Feature
 from rectrain.api.job import RecTrainingJob
 from rectrain_jobs.bundle import write_bundle
@@ -21,14 +21,12 @@ from rectrain_jobs.storage import open_store
 from rectrain_jobs.tracking import DatasetInput, MlflowTracker, PointLog, TrackingSummary, job_without_credentials
 from rectrain_jobs.training.data import open_dataset
 from rectrain_jobs.training.distributed import join_ranks
-from rectrain_jobs.training.output import RunOutput
+from rectrain_jobs.training.output import BUNDLE, JOB, METRICS, PLAN, POINTS, TRACKING_STATE, RunOutput
 from rectrain_jobs.training.progress import ProgressDisplay, metrics_table
 from rectrain_jobs.training.progress_server import progress_server
 from rectrain_jobs.training.publish import publish_bundle
 from rectrain_jobs.training.termination import leave_results
 from rectrain_jobs.training.trainer import DivergedError, StopRequestedError, Trainer
-
-JOB, POINTS = "job.yaml", "points.jsonl"
 
 
 def run_worker(job: RecTrainingJob, output_uri: str) -> None:
@@ -68,7 +66,7 @@ def run_worker(job: RecTrainingJob, output_uri: str) -> None:
         metrics = trainer.train()
         if trainer.progress.stopped_early:
             display.say(f"stopped early: {trainer.watched} did not get better")
-        bundle_uri = f"{output.uri}/bundle"
+        bundle_uri = f"{output.uri}/{BUNDLE}"
         write_bundle(
             open_store(bundle_uri, storage_options(job)),
             job,
@@ -88,9 +86,8 @@ def run_worker(job: RecTrainingJob, output_uri: str) -> None:
         raise
     if ranks.is_first:
         output.write_metrics(metrics)
-        (output.local / JOB).write_text(dump_job(job_without_credentials(job)))
-        for name in (JOB, POINTS):
-            output.keep(name)
+        output.write_job(job)
+        output.keep(POINTS)
         summary = _finish(tracker, output, bundle_uri)
         # Before the result, with which the run has ended: one that is killed while it publishes does so again.
         publishes = job.spec.publish.index is not None
@@ -173,7 +170,7 @@ def _tracker(
         uid=uid,
         tracking_uri=uri,
         points=points,
-        state_path=output.local / "mlflow.json",
+        state_path=output.local / TRACKING_STATE,
         inputs=[DatasetInput(data.uri, data.digest, data.num_samples, context) for context, data in read.items()],
         tags={"mlflow.source.git.commit": commit} if commit else {},
     )
@@ -182,7 +179,7 @@ def _tracker(
 def _finish(tracker: MlflowTracker | None, output: RunOutput, bundle_uri: str) -> TrackingSummary | None:
     if tracker is None:
         return None
-    names = (JOB, "plan.json", "metrics.json", POINTS)
+    names = (JOB, PLAN, METRICS, POINTS)
     for name in names:
         output.fetch(name)
     files = [output.local / name for name in names]

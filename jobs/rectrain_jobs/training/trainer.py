@@ -28,7 +28,7 @@ from rectrain_jobs.training.data import TrainingBatch, TrainingData
 from rectrain_jobs.training.distributed import Ranks
 from rectrain_jobs.training.identity import state_identity_of
 from rectrain_jobs.training.optimizers import ModelOptimizer, fuse_embedding_optimizer
-from rectrain_jobs.training.output import RunOutput
+from rectrain_jobs.training.output import CHECKPOINTS, RunOutput
 from rectrain_jobs.training.plan import make_plan, sharders, topology_of
 from rectrain_jobs.training.progress import ProgressDisplay, Snapshot, Throughput
 from rectrain_jobs.training.validation import Validation
@@ -168,7 +168,7 @@ class Trainer:
         )
         checkpoint = spec.training.checkpoint
         self.checkpointer = Checkpointer(
-            open_store(checkpoint.uri or f"{output.uri}/checkpoints", storage_options(job)),
+            open_store(checkpoint.uri or f"{output.uri}/{CHECKPOINTS}", storage_options(job)),
             ranks,
             identity=state_identity_of(job),
             keep=checkpoint.keep,

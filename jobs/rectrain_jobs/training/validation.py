@@ -120,7 +120,7 @@ class _RankingValidation:
         self._dataset = _open_validation(job, [user_id, *self._user_builder.columns, *self._item_builder.columns])
         self._checker = RowChecker(spec, self._dataset)
         label = spec.labels[0].name if spec.labels else None
-        users, items, rows = _own_pairs(self._dataset, user_id, self._item_id, label, ranks)
+        users, items, rows = _own_pairs(self._dataset, self._checker, user_id, self._item_id, label, ranks)
         self.users, first = np.unique(users, return_index=True)
         if not ranks.any(len(self.users) > 0):
             raise UserError(f"{self._dataset.uri}: has no users to evaluate on")
@@ -128,7 +128,8 @@ class _RankingValidation:
         self._relevant = _lists_of(self.users, users, items)
         self._seen: ItemLists | None = None
         if spec.evaluation.mask_train_items:
-            train_users, train_items, _ = _own_pairs(train, user_id, self._item_id, label, ranks)
+            checker = RowChecker(spec, train)
+            train_users, train_items, _ = _own_pairs(train, checker, user_id, self._item_id, label, ranks)
             kept = np.isin(train_users, self.users)
             self._seen = _lists_of(self.users, train_users[kept], train_items[kept])
         self._items = item_columns(spec, [train, self._dataset])
@@ -184,12 +185,13 @@ def _open_validation(job: RecTrainingJob, columns: list[str]) -> MDSDataset:
 
 
 def _own_pairs(
-    dataset: MDSDataset, user_id: str, item_id: str, label: str | None, ranks: Ranks
+    dataset: MDSDataset, checker: RowChecker, user_id: str, item_id: str, label: str | None, ranks: Ranks
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return user, item and row of the positive rows of this rank's users, which are those of its remainder."""
     users, items, rows = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     columns = [user_id, item_id] + ([label] if label is not None else [])
     for batch in dataset.evaluation_pass(batch_size=SCAN_ROWS, columns=columns):
+        checker.check(batch.columns, batch.sample_ids)
         own = batch.mask & (batch.columns[user_id] % ranks.world_size == ranks.rank)
         if label is not None:
             own &= batch.columns[label] > 0.5

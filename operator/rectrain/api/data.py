@@ -58,8 +58,9 @@ class DataSource(ApiModel):
         dict[Annotated[str, Field(max_length=63)], Annotated[str, Field(max_length=256)]], Field(max_length=2064)
     ] = Field(default_factory=dict)
     """Triples, Parquet: the source's column for a feature or label of another name."""
-    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
-    """Triples: the column separator. Default: a tab in .tsv, .inter and .item files, else a comma."""
+    delimiter: Annotated[str, Field(pattern=r"^[\t -~]$", max_length=1)] | None = None
+    """Triples: the column separator, one ASCII character. Default: a tab in .tsv, .inter, .item and .user files, else a
+    comma."""
     rows: Count | None = None
     """Synthetic: number of training rows; a fifth as many are made for validation. Default 2,000,000."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0

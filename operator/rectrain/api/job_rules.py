@@ -152,6 +152,9 @@ _TABLES = (
         )
     ),
     Rule("features", "must be the same in all features of the table", broken=_differing_pooling, cel=None),
+)
+
+_CONSTRAINTS = (
     Rule(
         "sharding.constraints",
         "must be an embedding table: the `table`, or else the name, of a Categorical feature or of a Sequence feature "
@@ -451,5 +454,8 @@ _SOURCE = (
     _gives("itemId"),
 )
 
-JOB_RULES: tuple[Rule, ...] = (*_NAMES, *_TABLES, *_RETRIEVAL, *_MIND, *_RANKING, *_METRICS, *_SOURCE)
+COLUMN_RULES: tuple[Rule, ...] = (*_NAMES, *_TABLES)
+"""Rules of features and labels alone, whatever the model."""
+
+JOB_RULES: tuple[Rule, ...] = (*COLUMN_RULES, *_CONSTRAINTS, *_RETRIEVAL, *_MIND, *_RANKING, *_METRICS, *_SOURCE)
 """Rules of RecTrainingJobSpec."""

@@ -89,10 +89,21 @@ def validate_job(document: Mapping[str, Any], *, source: str) -> RecTrainingJob:
         text = json.dumps(document, default=str)
         job = RecTrainingJob.model_validate_json(text, strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
-        problems += [p for details in error.errors() for p in _problems_of(details)]
+        problems += problems_of(error)
     if problems:
         raise InvalidJobError(source, problems)
     return job
+
+
+def problems_of(error: ValidationError, path: tuple[str | int, ...] = ()) -> list[Problem]:
+    """Return what pydantic found wrong with a job, or with a part of one.
+
+    Args:
+        error: What it raised.
+        path: Where the part is in a job, such as ``("spec", "data", "source")``; the problems' paths begin in the part.
+    """
+    found = [p for details in error.errors() for p in _problems_of(details, (*path, *details["loc"]))]
+    return [problem._replace(path=problem.path[len(path) :]) for problem in found]
 
 
 def format_problem(problem: Problem) -> str:
@@ -108,8 +119,7 @@ def dump_job(job: RecTrainingJob) -> str:
     return dump_yaml(document)
 
 
-def _problems_of(error: ErrorDetails) -> list[Problem]:
-    path = tuple(error["loc"])
+def _problems_of(error: ErrorDetails, path: tuple[str | int, ...]) -> list[Problem]:
     value = error["input"]
     context: dict[str, Any] = error.get("ctx") or {}
     if error["type"] == RULES_ERROR:

@@ -7,7 +7,6 @@ The names are part of the job file, so they are checked here, without torch; the
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -224,30 +223,3 @@ def parse_metric(name: str) -> MetricName:
     if match is None or (match["k"] is None and definition.cutoff == "required"):
         raise MetricNameError(f"metric {name!r} needs a whole number K of 1 or more: write {kind}@K, as in {kind}@20")
     return MetricName(kind, None if match["k"] is None else int(match["k"]))
-
-
-def metrics_by_label(tasks: Mapping[str, str], metrics: Iterable[MetricName]) -> dict[str, list[MetricName]]:
-    """Give each label the pointwise metrics that its task has; ranking metrics belong to no label.
-
-    Args:
-        tasks: Label name to task (Binary, Regression, MultiClass or MultiLabel).
-        metrics: The metrics that the job asks for.
-
-    Returns:
-        Label name to its metrics, in the order asked for; empty lists included.
-
-    Raises:
-        MetricNameError: A pointwise metric applies to none of the labels.
-    """
-    assigned: dict[str, list[MetricName]] = {label: [] for label in tasks}
-    for metric in metrics:
-        if metric.definition.family == "ranking":
-            continue
-        fitting = [label for label, task in tasks.items() if task in metric.definition.tasks]
-        if not fitting:
-            labels = ", ".join(f"{label} ({task})" for label, task in tasks.items()) or "none"
-            wanted = " or ".join(sorted(metric.definition.tasks))
-            raise MetricNameError(f"metric {str(metric)!r} needs a {wanted} label; the labels are: {labels}")
-        for label in fitting:
-            assigned[label].append(metric)
-    return assigned

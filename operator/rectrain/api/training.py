@@ -111,7 +111,11 @@ class Optimizers(ApiModel):
 
 
 class EarlyStopping(ApiModel):
-    """Stop when a metric no longer gets better."""
+    """Stop when a metric no longer gets better.
+
+    The model bundle and the final metrics are those of the last step; the best weights are kept as a checkpoint, see
+    checkpoint.keepBest.
+    """
 
     metric: Metric
     """One of evaluation.metrics; whether larger is better is known from its name."""
@@ -159,7 +163,8 @@ class Training(ApiModel):
     precision: Precision = Precision.AUTO
     """Auto (BFloat16 autocast on CUDA, Float32 on CPU), Float32 or BFloat16."""
     early_stopping: EarlyStopping | None = None
-    """Stop when a metric no longer gets better."""
+    """Stop when a metric no longer gets better. The model bundle and the final metrics are those of the last step; the
+    best weights are kept as a checkpoint, see checkpoint.keepBest."""
     checkpoint: Checkpoint = Checkpoint()
     """Checkpoints."""
     log_every_steps: Count = 50

@@ -10,8 +10,8 @@ def load_yaml(text: str) -> Any:
     """Return what a YAML or JSON text holds. What an alias repeats is copied, so each place can be changed alone.
 
     Raises:
-        ValueError: The text is not valid YAML, has a key twice, or is nested without end. The message is one line and
-            begins with "line N: " where the place is known.
+        ValueError: The text is not valid YAML, has a key twice, is nested without end, or holds what is no text. The
+            message is one line and begins with "line N: " where the place is known.
     """
     try:
         return _copy(yaml.load(text, Loader=_Loader))
@@ -31,8 +31,21 @@ def dump_yaml(document: Any) -> str:
 
 def _copy(node: Any) -> Any:
     if isinstance(node, dict):
-        return {key: _copy(value) for key, value in node.items()}
-    return [_copy(element) for element in node] if isinstance(node, list) else node
+        return {_copy_key(key): _copy(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_copy(element) for element in node]
+    if isinstance(node, str) and not _CHARACTERS.fullmatch(node):
+        raise ValueError(f"the text {node!a} holds a character that is none: NUL, or half of a surrogate pair")
+    return node
+
+
+def _copy_key(key: Any) -> Any:
+    if isinstance(key, bytes):
+        raise ValueError(f"the key {key!r} is no text")
+    return _copy(key)
+
+
+_CHARACTERS = re.compile(r"[^\0\ud800-\udfff]*")
 
 
 class _Loader(yaml.SafeLoader):

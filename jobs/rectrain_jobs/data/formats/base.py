@@ -191,6 +191,25 @@ class Pairs(NamedTuple):
     times: npt.NDArray[np.float64] | None = None
 
 
+def check_columns(file: SourceFile, columns: Mapping[str, str], names: Sequence[str]) -> None:
+    """Check that a file has each column that is wanted, and has it once.
+
+    Args:
+        file: The file.
+        columns: The column of the file for each name that is wanted.
+        names: Names of the file's columns.
+
+    Raises:
+        UserError: A column is not there, or there twice.
+    """
+    for wanted, column in columns.items():
+        count = names.count(column)
+        if count == 0:
+            raise UserError(f"{file.uri}: {wanted}: there is no column {column!r}; it has {', '.join(names)}")
+        if count > 1:
+            raise UserError(f"{file.uri}: {wanted}: there are {count} columns {column!r}; give one another name")
+
+
 def is_held_out(positions: npt.NDArray[np.int64], fraction: float) -> npt.NDArray[np.bool_]:
     """Tell which rows are held out for validation, by a hash of their position in the source.
 

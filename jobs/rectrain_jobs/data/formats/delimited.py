@@ -1,8 +1,9 @@
 """Delimited text: a line a row, values apart by a comma, a tab or another character."""
 
 import csv
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,9 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from rectrain.api.errors import UserError
-from rectrain_jobs.data.formats.base import RawBatch
+from rectrain_jobs.data.formats.base import RawBatch, check_columns
 from rectrain_jobs.data.source import SourceFile
-from rectrain_jobs.pipeline.values import first_failure
+from rectrain_jobs.pipeline.values import first_that_is_no_text
 
 BLOCK_BYTES = 1 << 22
 
@@ -35,7 +36,8 @@ def delimited_rows(
         quoted: Whether values may be in double quotes.
 
     Raises:
-        UserError: A line has too many or too few values, a column is not there, or the file cannot be read.
+        UserError: A line has too many or too few values, a column is not there or there twice, or the file cannot be
+            read.
     """
     with file.local() as path:
         skipped = 0
@@ -43,18 +45,11 @@ def delimited_rows(
             with file.stream(path) as stream:
                 names = _header(stream, file, delimiter, quoted)
             skipped = 1
-        for wanted, column in columns.items():
-            if column not in names:
-                raise UserError(f"{file.uri}: {wanted}: there is no column {column!r}; it has {', '.join(names)}")
-        ragged: list[Any] = []
-
-        def refuse(row: Any) -> Literal["error"]:
-            ragged.append(row)
-            return "error"
-
+        check_columns(file, columns, names)
         # By the columns' places, since a name may be there twice as long as it is not asked for.
         numbered = [str(place) for place in range(len(names))]
         place_of = {wanted: numbered[names.index(column)] for wanted, column in columns.items()}
+        line = 1 + skipped
         with file.stream(path) as stream:
             try:
                 reader = pa_csv.open_csv(
@@ -66,7 +61,6 @@ def delimited_rows(
                         delimiter=delimiter,
                         quote_char='"' if quoted else False,
                         ignore_empty_lines=False,
-                        invalid_row_handler=refuse,
                     ),
                     convert_options=pa_csv.ConvertOptions(
                         column_types=dict.fromkeys(numbered, pa.binary()),
@@ -74,20 +68,30 @@ def delimited_rows(
                         null_values=[""],
                     ),
                 )
-                line = 1 + skipped
                 for batch in reader:
                     yield _raw_batch(batch, place_of, file, line)
                     line += batch.num_rows
             except pa.ArrowInvalid as error:
-                if ragged:
-                    row = ragged[0]
-                    raise UserError(
-                        f"{file.uri}:{row.number}: has {row.actual_columns} values; a line has {row.expected_columns}"
-                    ) from None
-                reason = " ".join(str(error).split())
-                if "Empty CSV" in reason:
-                    raise UserError(f"{file.uri}: has no rows") from None
-                raise UserError(f"{file.uri}: cannot be read: {reason}") from None
+                raise UserError(_problem(file, " ".join(str(error).split()), line)) from None
+
+
+def _problem(file: SourceFile, reason: str, line: int) -> str:
+    """Return what is wrong with a file that Arrow cannot read.
+
+    Args:
+        file: The file.
+        reason: What Arrow says, on one line.
+        line: The first line that was not read.
+    """
+    # Arrow also tells it to a handler of invalid rows, which fails of itself where the row is not UTF-8.
+    ragged = re.match(r"CSV parse error: Row #(\d+): Expected (\d+) columns, got (\d+)", reason)
+    if ragged is not None:
+        return f"{file.uri}:{ragged[1]}: has {ragged[3]} values; a line has {ragged[2]}"
+    if "Empty CSV" in reason or "Could not skip initial" in reason:
+        return f"{file.uri}: has no rows"
+    if "straddl" in reason:
+        return f"{file.uri}:{line}: this line or one after it is longer than {BLOCK_BYTES} bytes"
+    return f"{file.uri}: cannot be read: {reason}"
 
 
 def _header(stream: Any, file: SourceFile, delimiter: str, quoted: bool) -> list[str]:
@@ -113,7 +117,7 @@ def _raw_batch(batch: pa.RecordBatch, place_of: Mapping[str, str], file: SourceF
         try:
             texts[place] = column.cast(pa.string())
         except pa.ArrowInvalid:
-            raise UserError(f"{file.uri}:{numbers[_first_that_is_no_text(column)]}: is not UTF-8 text") from None
+            raise UserError(f"{file.uri}:{numbers[first_that_is_no_text(column)]}: is not UTF-8 text") from None
     raw = RawBatch({name: texts[place] for name, place in place_of.items()}, file.uri, numbers)
     # A line without any value is no row; one whose wanted values are all missing is.
     if all(column.null_count for column in batch.columns):
@@ -122,14 +126,3 @@ def _raw_batch(batch: pa.RecordBatch, place_of: Mapping[str, str], file: SourceF
             empty &= np.asarray(pc.is_null(column))
         return raw.select(~empty)
     return raw
-
-
-def _first_that_is_no_text(column: Any) -> int:
-    def fails(low: int, high: int) -> bool:
-        try:
-            column.slice(low, high - low).cast(pa.string())
-        except pa.ArrowInvalid:
-            return True
-        return False
-
-    return first_failure(len(column), fails)

@@ -1,5 +1,6 @@
 """Text files of whitespace-separated values, a block of lines at a time."""
 
+import codecs
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -33,24 +34,36 @@ def token_lines(file: SourceFile) -> Iterator[TokenLines]:
     """Split a text file, block by block.
 
     Raises:
-        UserError: The file cannot be read, or is not UTF-8 text.
+        UserError: The file cannot be read, is not UTF-8 text, or its lines end with CR alone.
     """
     number = 1
     for block in _blocks(file):
         lines = block.split(b"\n")
         if not lines[-1]:
             lines.pop()
+        if block.count(b"\r") != block.count(b"\r\n"):
+            _refuse_lone_returns(lines, file, number)
         split = _split(lines, file, number)
         if len(split.numbers):
             yield split
         number += len(lines)
 
 
+def _refuse_lone_returns(lines: list[bytes], file: SourceFile, number: int) -> None:
+    """Refuse lines that end as on old Macs: they would be one long line, of one user."""
+    for place, line in enumerate(lines):
+        if b"\r" in line.rstrip(b"\r"):
+            raise UserError(f"{file.uri}:{number + place}: has a CR within the line; lines end with LF or CR LF")
+
+
 def _blocks(file: SourceFile) -> Iterator[bytes]:
     """Give the bytes of a file in blocks of whole lines."""
     with file.open() as stream:
         parts: list[bytes] = []
+        is_first = True
         while block := stream.read(BLOCK_BYTES):
+            if is_first:  # Windows programs begin UTF-8 with a mark, which is not part of the first value
+                block, is_first = block.removeprefix(codecs.BOM_UTF8), False
             end = block.rfind(b"\n") + 1
             if end:
                 yield b"".join([*parts, block[:end]])

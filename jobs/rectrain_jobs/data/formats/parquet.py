@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rectrain.api.errors import UserError
-from rectrain_jobs.data.formats.base import BATCH_ROWS, RawBatch, RowReader
+from rectrain_jobs.data.formats.base import BATCH_ROWS, RawBatch, RowReader, check_columns
 from rectrain_jobs.data.source import SourceFile
 
 
@@ -26,17 +26,12 @@ def parquet_rows(file: SourceFile, columns: Mapping[str, str]) -> Iterator[RawBa
         columns: The column of the file for each name that is wanted.
 
     Raises:
-        UserError: A column is not there, or the file cannot be read.
+        UserError: A column is not there or there twice, or the file cannot be read.
     """
     with file.local() as path:
         try:
             with pq.ParquetFile(path) as parquet:
-                known = parquet.schema_arrow.names
-                for wanted, column in columns.items():
-                    if column not in known:
-                        raise UserError(
-                            f"{file.uri}: {wanted}: there is no column {column!r}; it has {', '.join(known)}"
-                        )
+                check_columns(file, columns, parquet.schema_arrow.names)
                 row = 1
                 for batch in parquet.iter_batches(BATCH_ROWS, columns=sorted(set(columns.values()))):
                     values = {wanted: batch.column(column) for wanted, column in columns.items()}

@@ -72,7 +72,7 @@ class ShardCache:
     """Files brought in on demand, the least recently used ones removed when they exceed a limit."""
 
     def __init__(self, directory: Path, limit: int | None, largest: int) -> None:
-        """Use `directory`, which is created if needed.
+        """Use `directory`, which is created when the first file is brought in: local shards need none.
 
         Args:
             directory: Where the files lie; several datasets and processes may share it.
@@ -80,7 +80,7 @@ class ShardCache:
             largest: Most bytes that bringing in one file takes.
 
         Raises:
-            UserError: The limit is less than the largest file needs, or the directory cannot be used.
+            UserError: The limit is less than the largest file needs.
         """
         if limit is not None and limit < largest:
             raise UserError(
@@ -89,8 +89,6 @@ class ShardCache:
             )
         self.directory = directory / _FOLDER
         self.limit = limit
-        with local_errors(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
 
     def acquire(self, name: str, footprint: int, fill: Callable[[Path], Path]) -> Lease:
         """Return a held lease on the file `name`, brought in first if it is absent.
@@ -181,6 +179,7 @@ class ShardCache:
     def _accounting(self) -> Iterator[None]:
         lock = self.directory / _LOCK
         with local_errors(lock):
+            self.directory.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

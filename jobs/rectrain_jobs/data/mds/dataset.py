@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,9 @@ from rectrain_jobs.data.mds.index import INDEX_NAME, Column, MDSIndex, parse_ind
 from rectrain_jobs.data.mds.lookahead import fetching_ahead
 from rectrain_jobs.data.mds.order import PADDING, Order, Position, World, evaluation_order, training_order
 from rectrain_jobs.storage import ObjectNotFoundError, Storage, open_store
+
+CACHE_VARIABLE = "RECTRAIN_CACHE"
+"""Environment variable of the folder for copies of shards, where no job names one."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class MDSDataset:
         Args:
             uri: Folder that holds index.json.
             storage: How to reach S3.
-            cache_dir: Where remote and compressed shards are kept; processes and datasets may share it. None means a
-                folder of this user below the system's temporary directory.
+            cache_dir: Where remote and compressed shards are kept; processes and datasets may share it. None means
+                $RECTRAIN_CACHE, or ~/.cache/rectrain/shards.
             cache_limit: Most bytes that `cache_dir` may take, or None.
             verify_hashes: Whether to check each shard once against the strongest hash that the index lists.
 
@@ -75,7 +77,7 @@ class MDSDataset:
             raise UserError(f"{source}: not found; an MDS dataset has an {INDEX_NAME} beside its shards") from error
         self.index: MDSIndex = parse_index(data, source)
         self.columns: dict[str, Column] = {column.name: column for column in self.index.columns}
-        directory = cache_dir or Path(tempfile.gettempdir()) / f"rectrain-shards-{os.getuid()}"
+        directory = cache_dir or Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/rectrain/shards").expanduser()
         self._cache_limit = cache_limit
         cache = ShardCache(directory, cache_limit, self.index.largest_footprint)
         # A dataset written anew without hashes may have the very same index, but index.json is written last of all.
