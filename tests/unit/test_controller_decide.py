@@ -355,6 +355,30 @@ CASES = {
     "a conversion that runs is waited for": Case(
         job(source=SOURCE), Observed(conversion=conversion()), conditions={C.DATA_PREPARED: ("False", "Converting")}
     ),
+    "a conversion whose pod does not start says why": Case(
+        job(source=SOURCE),
+        Observed(
+            conversion=conversion(pod_waits=True),
+            conversion_pods=(
+                pod("convert-x", phase="Pending", waiting_reason="ErrImagePull", waiting_message="worker:1: not found"),
+            ),
+        ),
+        conditions={C.RUNNING: ("False", "ImagePullBackOff"), C.DATA_PREPARED: ("False", "Converting")},
+        says="pod convert-x: worker:1: not found",
+        again=at(15),
+    ),
+    "a conversion whose pod is about to start is waited for": Case(
+        job(source=SOURCE),
+        Observed(conversion=conversion(pod_waits=True), conversion_pods=(pod("convert-x", phase="Pending"),)),
+        conditions={C.RUNNING: ("False", "Converting")},
+        again=at(15),
+    ),
+    "a conversion is admitted by the queue like the training": Case(
+        job(queue="gpus", source=SOURCE),
+        Observed(conversion=conversion(suspended=True)),
+        conditions={C.SUSPENDED: ("True", "WaitingForAdmission"), C.RUNNING: ("False", "WaitingForAdmission")},
+        says="the conversion waits for admission by queue gpus",
+    ),
     "a conversion that another job asked for is joined": Case(
         job(source=SOURCE),
         Observed(conversion=conversion(owners=("other",))),

@@ -106,7 +106,7 @@ class Termination:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A worker pod, the last that was seen of it.
+    """A pod of workers or of a conversion, the last that was seen of it.
 
     Attributes:
         name: Name.
@@ -154,6 +154,8 @@ class Conversion:
         deleting: Whether it is being deleted.
         phase: How far it is.
         message: Why it failed.
+        suspended: Whether its pod is held back.
+        pod_waits: Whether it has a pod, and none that runs.
     """
 
     name: str
@@ -162,6 +164,8 @@ class Conversion:
     deleting: bool
     phase: Phase
     message: str = ""
+    suspended: bool = False
+    pod_waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +191,7 @@ class Observed:
         child: The PyTorchJob of the job's name, whoever owns it.
         pods: Worker pods that bear the job's name, those of earlier attempts included.
         conversion: The job's data conversion.
+        conversion_pods: Its pods, while none of them runs.
         progress: What rank 0 said last of this attempt.
         refusal: The answer to what was decided a moment ago, if it was no.
     """
@@ -194,6 +199,7 @@ class Observed:
     child: Child | None = None
     pods: tuple[Pod, ...] = ()
     conversion: Conversion | None = None
+    conversion_pods: tuple[Pod, ...] = ()
     progress: Progress | None = None
     refusal: Refusal | None = None
 
@@ -221,7 +227,7 @@ def child_of(raw: Raw) -> Child:
 
 
 def pod_of(raw: Raw) -> Pod:
-    """Return the picture of a worker pod's object."""
+    """Return the picture of a pod's object."""
     metadata, status = raw["metadata"], raw.get("status") or {}
     labels = metadata.get("labels") or {}
     # Without a master, as in elastic jobs, the first worker is the one to ask.
@@ -247,9 +253,9 @@ def pod_of(raw: Raw) -> Pod:
 
 def conversion_of(raw: Raw) -> Conversion:
     """Return the picture of a conversion's batch/v1 Job object."""
-    metadata = raw["metadata"]
+    metadata, status = raw["metadata"], raw.get("status") or {}
     phase, message = Phase.RUNNING, ""
-    for condition in raw.get("status", {}).get("conditions") or []:
+    for condition in status.get("conditions") or []:
         if condition.get("status") == "True" and condition.get("type") in ("Complete", "Failed"):
             phase = Phase.SUCCEEDED if condition["type"] == "Complete" else Phase.FAILED
             message = condition.get("message") or ""
@@ -260,6 +266,8 @@ def conversion_of(raw: Raw) -> Conversion:
         deleting="deletionTimestamp" in metadata,
         phase=phase,
         message=message,
+        suspended=bool((raw.get("spec") or {}).get("suspend")),
+        pod_waits=bool(status.get("active")) and not status.get("ready"),
     )
 
 

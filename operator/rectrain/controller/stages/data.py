@@ -5,10 +5,13 @@ from datetime import timedelta
 from rectrain.controller.conditions import ConditionType
 from rectrain.controller.decision import CreateConfigMap, CreateConversion, DeleteConversion, JoinConversion
 from rectrain.controller.draft import Draft
-from rectrain.controller.observed import Phase
+from rectrain.controller.observed import Conversion, Phase
+from rectrain.controller.pending import pending_reason
 
 _WAITING = "the data are being converted to shards"
 _PATIENCE = timedelta(seconds=5)
+_PODS_PATIENCE = timedelta(seconds=15)
+"""After which the pods of a conversion that does not run are looked at again: they are not watched."""
 
 
 def prepare_data(draft: Draft) -> bool:
@@ -21,9 +24,7 @@ def prepare_data(draft: Draft) -> bool:
     if conversion is not None and is_ours and conversion.phase is Phase.SUCCEEDED:
         draft.set(ConditionType.DATA_PREPARED, True, "Converted", f"{source.format} data are in shards")
         return False
-    draft.set(ConditionType.SUSPENDED, False, "NotSuspended")
-    draft.set(ConditionType.DATA_PREPARED, False, "Converting", _WAITING)
-    draft.set(ConditionType.RUNNING, False, "Converting", _WAITING)
+    _report(draft, conversion)
     if conversion is None:
         draft.actions += [CreateConfigMap(), CreateConversion()]
     elif conversion.deleting:
@@ -40,3 +41,21 @@ def prepare_data(draft: Draft) -> bool:
         draft.actions.append(DeleteConversion(conversion.name, conversion.uid))
         draft.look_again(draft.now + _PATIENCE)
     return True
+
+
+def _report(draft: Draft, conversion: Conversion | None) -> None:
+    """Say how the conversion is."""
+    reason, message = "Converting", _WAITING
+    draft.set(ConditionType.SUSPENDED, False, "NotSuspended")
+    if conversion is None or conversion.phase.is_final:
+        pass
+    elif conversion.suspended:
+        queue = draft.job.queue
+        reason = "WaitingForAdmission"
+        message = f"the conversion waits for admission by queue {queue}" if queue else "the conversion is suspended"
+        draft.set(ConditionType.SUSPENDED, True, reason, message)
+    elif conversion.pod_waits:
+        reason, message = pending_reason(draft.observed.conversion_pods) or (reason, message)
+        draft.look_again(draft.now + _PODS_PATIENCE)
+    draft.set(ConditionType.DATA_PREPARED, False, "Converting", message)
+    draft.set(ConditionType.RUNNING, False, reason, message)
