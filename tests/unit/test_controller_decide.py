@@ -279,6 +279,65 @@ CASES = {
         conditions={C.RESTARTING: ("True", "Stopped")},
         status={"restarts": 3, "attempt": 5, "restart_after": at(5)},
     ),
+    # Nodes
+    "a failure is judged when all pods have ended": Case(
+        job(status(C.RUNNING, **STARTED)),
+        failed(pod(exit_code=1, message="lost a peer", finished_at=T0), pod("clicks-worker-0")),
+        conditions={C.RUNNING: ("False", "Stopping"), C.RESTARTING: ("False", "NotNeeded")},
+        says="exit code 1: lost a peer; waits for the others: clicks-worker-0",
+        status={"restarts": 0, "attempt": 0},
+        again=at(90),
+    ),
+    "a cause that comes after its consequence counts": Case(
+        job(status(C.RUNNING, **STARTED)),
+        failed(pod(exit_code=1, finished_at=T0), pod("clicks-worker-0", exit_code=2, finished_at=at(5))),
+        conditions={C.FAILED: ("True", "UserError")},
+    ),
+    "a pod that does not end is not waited for without end": Case(
+        job(status(C.RUNNING, **STARTED)),
+        failed(pod(exit_code=1, finished_at=T0), pod("clicks-worker-0")),
+        now=at(90),
+        conditions={C.RESTARTING: ("True", "WorkerFailed")},
+        status={"restarts": 1, "attempt": 1},
+    ),
+    "a worker that failed because a node was lost is not counted": Case(
+        job(status(C.RUNNING, **STARTED), run_policy={"maxRestarts": 0}),
+        failed(pod(exit_code=1, finished_at=T0), pod("clicks-worker-0", unreachable=True)),
+        now=at(50),
+        conditions={C.RESTARTING: ("True", "NodeLost")},
+        says="pod clicks-worker-0: its node does not answer",
+        status={"restarts": 0, "attempt": 1},
+    ),
+    "a node that does not answer for a while is waited for": Case(
+        job(status(C.RUNNING, **STARTED)),
+        Observed(child=child(), pods=(pod(), pod("clicks-worker-0", unreachable=True))),
+        conditions={C.RUNNING: ("True", "Training")},
+    ),
+    "a pod that is given up with its node ends the attempt, though the others run": Case(
+        job(status(C.RUNNING, **STARTED)),
+        Observed(
+            child=child(), pods=(pod(), pod("clicks-worker-0", unreachable=True, disruption="DeletionByTaintManager"))
+        ),
+        conditions={C.RESTARTING: ("True", "DeletionByTaintManager")},
+        status={"restarts": 0, "attempt": 1},
+    ),
+    "a pod that is evicted saves its checkpoint before the attempt ends": Case(
+        job(status(C.RUNNING, **STARTED)),
+        Observed(child=child(), pods=(pod(), pod("clicks-worker-0", disruption="EvictionByEvictionAPI"))),
+        conditions={C.RUNNING: ("True", "Training")},
+    ),
+    "elastic workers go on without a node": Case(
+        job(status(C.RUNNING, **STARTED), workers={"replicas": 2, "elastic": {"minReplicas": 1, "maxReplicas": 2}}),
+        Observed(child=child(), pods=(pod(unreachable=True, disruption="DeletionByTaintManager"), pod("w"))),
+        conditions={C.RUNNING: ("True", "Training")},
+    ),
+    "a pod that nobody can stop is named": Case(
+        job(status(C.RESTARTING, attempt=1)),
+        Observed(child=child(deleting=True), pods=(pod(gone=True), pod("clicks-worker-0", unreachable=True))),
+        conditions={C.RUNNING: ("False", "Restarting")},
+        says="the node of clicks-worker-0 does not answer",
+        again=at(15),
+    ),
     # Before it runs
     "tables that cannot fit are refused before anything is created": Case(
         job(

@@ -89,6 +89,8 @@ def _disruption(pods: Sequence[Pod]) -> Failure | None:
             return Failure("Evicted", _about(pod, pod.message or "evicted by the kubelet"), Retry.COUNTED)
         if pod.disruption:
             return Failure(pod.disruption, _about(pod, pod.message or "taken off its node"), Retry.FREE)
+        if pod.unreachable:
+            return Failure("NodeLost", _about(pod, "its node does not answer"), Retry.FREE)
         if pod.reason in _NODE_REASONS:
             return Failure(pod.reason, _about(pod, pod.message or "lost with its node"), Retry.FREE)
     return None

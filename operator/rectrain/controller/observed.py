@@ -1,6 +1,6 @@
 """What the controller sees of a job and of what belongs to it: small typed pictures of the API server's objects."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -122,6 +122,7 @@ class Pod:
         waiting_reason: Why a container waits to start, such as ImagePullBackOff; empty otherwise.
         waiting_message: The same for people.
         disruption: Reason of the DisruptionTarget condition, such as PreemptionByScheduler; empty otherwise.
+        unreachable: Whether it ran, and its node has stopped answering since.
         termination: How the worker's container ended, or None.
         gone: Whether it was deleted since.
     """
@@ -139,8 +140,14 @@ class Pod:
     waiting_reason: str = ""
     waiting_message: str = ""
     disruption: str = ""
+    unreachable: bool = False
     termination: Termination | None = None
     gone: bool = False
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its worker runs, as far as is known."""
+        return self.phase == "Running" and self.termination is None and not self.gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +211,12 @@ class Observed:
     refusal: Refusal | None = None
 
 
+def names_of(pods: Iterable[Pod]) -> str:
+    """Return the names of pods for a message: of the first three, where there are more."""
+    names = sorted(pod.name for pod in pods)
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+
+
 def child_of(raw: Raw) -> Child:
     """Return the picture of a PyTorchJob object."""
     metadata = raw["metadata"]
@@ -247,6 +260,7 @@ def pod_of(raw: Raw) -> Pod:
         waiting_reason=waiting.get("reason") or "",
         waiting_message=waiting.get("message") or "",
         disruption=_disruption(status),
+        unreachable=_unreachable(status),
         termination=_termination(status),
     )
 
@@ -300,6 +314,12 @@ def _unschedulable(status: Raw) -> str:
 def _disruption(status: Raw) -> str:
     target = _condition(status, "DisruptionTarget")
     return (target.get("reason") or "Disrupted") if target.get("status") == "True" else ""
+
+
+def _unreachable(status: Raw) -> bool:
+    """Return whether the node controller has said for the kubelet that a pod is not ready: a kubelet gives reasons."""
+    ready = _condition(status, "Ready")
+    return status.get("phase") == "Running" and ready.get("status") == "False" and not ready.get("reason")
 
 
 def _waiting(status: Raw) -> Raw:
