@@ -432,6 +432,11 @@ CASES = {
         conditions={C.RUNNING: ("False", "Converting")},
         again=at(15),
     ),
+    "a queued job's conversion is created suspended": Case(
+        job(queue="gpus", source=SOURCE),
+        actions=(CreateConfigMap(), CreateConversion()),
+        conditions={C.SUSPENDED: ("True", "WaitingForAdmission"), C.RUNNING: ("False", "WaitingForAdmission")},
+    ),
     "a conversion is admitted by the queue like the training": Case(
         job(queue="gpus", source=SOURCE),
         Observed(conversion=conversion(suspended=True)),

@@ -45,16 +45,16 @@ def prepare_data(draft: Draft) -> bool:
 
 def _report(draft: Draft, conversion: Conversion | None) -> None:
     """Say how the conversion is."""
-    reason, message = "Converting", _WAITING
-    draft.set(ConditionType.SUSPENDED, False, "NotSuspended")
-    if conversion is None or conversion.phase.is_final:
-        pass
-    elif conversion.suspended:
-        queue = draft.job.queue
+    reason, message, queue = "Converting", _WAITING, draft.job.queue
+    # One that is about to be created is suspended where there is a queue; no event says so later.
+    suspended = queue is not None if conversion is None else conversion.suspended and not conversion.phase.is_final
+    if suspended:
         reason = "WaitingForAdmission"
         message = f"the conversion waits for admission by queue {queue}" if queue else "the conversion is suspended"
         draft.set(ConditionType.SUSPENDED, True, reason, message)
-    elif conversion.pod_waits:
+    else:
+        draft.set(ConditionType.SUSPENDED, False, "NotSuspended")
+    if conversion is not None and conversion.pod_waits and not conversion.phase.is_final:
         reason, message = pending_reason(draft.observed.conversion_pods) or (reason, message)
         draft.look_again(draft.now + _PODS_PATIENCE)
     draft.set(ConditionType.DATA_PREPARED, False, "Converting", message)
