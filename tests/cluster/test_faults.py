@@ -97,6 +97,49 @@ def last_recorded_step(run: str) -> int:
     return max(points, default=0)
 
 
+LOST_NODE = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
+
+
+def apart(name: str) -> dict[str, object]:
+    """Return a pod template for a worker on each node, which is given up as soon as its node is."""
+    spread = {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "DoNotSchedule",
+        "nodeTaintsPolicy": "Honor",
+        "labelSelector": {"matchLabels": {"rectrain.io/job": name}},
+    }
+    at_once = {
+        "key": "node.kubernetes.io/unreachable",
+        "operator": "Exists",
+        "effect": "NoExecute",
+        "tolerationSeconds": 0,
+    }
+    # A rank that waits for one on the lost node does not come to its checkpoint.
+    grace = {"terminationGracePeriodSeconds": 10}
+    return {"spec": {"topologySpreadConstraints": [spread], "tolerations": [at_once], **grace}}
+
+
+def test_a_job_that_loses_a_node_goes_on_elsewhere_and_no_failure_is_counted(place: Place, cluster: Cluster) -> None:
+    with cluster.second_node() as node:
+        place.apply("spread", ENDLESS, workers={"template": apart("spread")}, runPolicy={"maxRestarts": 0})
+        place.wait_for_step("spread", 70)  # after a checkpoint
+        nodes = {pod: place.kubectl("get", pod, "-o", "jsonpath={.spec.nodeName}") for pod in place.pods("spread")}
+        (lost,) = (pod.removeprefix("pod/") for pod, where in nodes.items() if where == node.name)
+        node.namespace.close()
+        said = place.wait_for_reason("spread", "Restarting", "DeletionByTaintManager", 120)
+        assert f"pod {lost}" in said
+        held = f"the node of {lost} does not answer"
+        place.wait_until(held, lambda: held in place.condition("spread", "Running")["message"], 60)
+        # What an administrator, or a cloud, says once the machine is known to be off.
+        cluster.api.kubectl("taint", "node", node.name, LOST_NODE)
+        place.wait_for("spread", "Running")
+        place.wait_for_log("spread-master-0", "continuing from the checkpoint of step")
+        status = place.status("spread")
+        assert (status["restarts"], status["attempt"]) == (0, 1)
+        place.kubectl("delete", "rtj", "spread", "--timeout=90s")
+
+
 @pytest.fixture
 def controller(place: Place, release: Release, tmp_path: Path) -> Iterator[Controller]:
     """A controller that a test may kill, in the place of the release's; not started yet."""
