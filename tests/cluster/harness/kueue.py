@@ -38,21 +38,23 @@ def running(cluster: Cluster) -> Iterator[None]:
     manifests = yaml.dump_all([one for one in ours if one["kind"] != "APIService"], Dumper=yaml.CSafeDumper)
     cluster.api.kubectl("apply", "--server-side", "-f", "-", stdin=manifests)
     try:
-        try:
-            cluster.api.kubectl("-n", NAMESPACE, "rollout", "status", "deployment", "--timeout=120s")
-        except subprocess.CalledProcessError as error:
-            error.add_note(cluster.api.kubectl("-n", NAMESPACE, "describe", "pods"))
-            error.add_note(
-                cluster.api.kubectl("-n", NAMESPACE, "logs", "--tail=50", "-l", "app.kubernetes.io/name=kueue")
-            )
-            raise
-        # The node sends to a service's pods a moment after they are ready.
-        wait_until("Kueue's webhooks to answer", lambda: webhooks_answer(cluster.api), 30)
+        wait_until_ready(cluster.api)
         yield
         for kind in ("workloads", "localqueues", "clusterqueues", "resourceflavors"):  # Kueue has finalizers on them
             cluster.api.kubectl("delete", f"{kind}.kueue.x-k8s.io", "--all", "--all-namespaces", "--timeout=60s")
     finally:
         cluster.api.kubectl("delete", "-f", "-", "--wait=false", stdin=manifests)
+
+
+def wait_until_ready(api: ApiServer) -> None:
+    try:
+        api.kubectl("-n", NAMESPACE, "rollout", "status", "deployment", "--timeout=120s")
+    except subprocess.CalledProcessError as error:
+        error.add_note(api.kubectl("-n", NAMESPACE, "describe", "pods"))
+        error.add_note(api.kubectl("-n", NAMESPACE, "logs", "--tail=50", "-l", "app.kubernetes.io/name=kueue"))
+        raise
+    # The node sends to a service's pods a moment after they are ready.
+    wait_until("Kueue's webhooks to answer", lambda: webhooks_answer(api), 30)
 
 
 def webhooks_answer(api: ApiServer) -> bool:

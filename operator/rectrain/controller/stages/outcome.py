@@ -11,7 +11,7 @@ from rectrain.controller.results import results_of
 _BACKOFF = timedelta(seconds=5)
 _MAX_BACKOFF = timedelta(minutes=5)
 _SILENCE = timedelta(seconds=90)
-"""After which Kubernetes has noticed for sure that a node does not answer: by default it does after 50 s."""
+"""After which Kubernetes has noticed that a node does not answer: by default it does after 50 s."""
 
 
 def take_outcome(draft: Draft) -> bool:
@@ -46,8 +46,8 @@ def take_outcome(draft: Draft) -> bool:
 def _has_lost_a_pod(draft: Draft) -> bool:
     """Return whether a pod was given up with its node, while the others run on and wait for it in vain.
 
-    They would find out by themselves, in a collective's time-out, which is half an hour and more. Elastic workers find
-    out sooner, and go on without it.
+    They would find out by themselves only by the time-out of a collective. Elastic workers find out sooner, and go on
+    without it.
     """
     return draft.definition.spec.workers.elastic is None and any(p.disruption and p.unreachable for p in draft.pods)
 
