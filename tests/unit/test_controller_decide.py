@@ -464,6 +464,24 @@ CASES = {
         conditions={C.FAILED: ("True", "ConversionFailed"), C.DATA_PREPARED: ("False", "ConversionFailed")},
         says="Job convert: line 3: no number",
     ),
+    "a conversion that failed says what its pod said last": Case(
+        job(source=SOURCE),
+        Observed(
+            conversion=conversion(FAILED, message="failed with exit code 2 matching FailJob rule"),
+            conversion_pods=(pod("convert-x", exit_code=2, message="raw.csv: line 3: no number"),),
+        ),
+        conditions={C.FAILED: ("True", "ConversionFailed"), C.DATA_PREPARED: ("False", "ConversionFailed")},
+        says="Job convert: pod convert-x: exit code 2: raw.csv: line 3: no number",
+    ),
+    "a conversion that needed more memory says what to raise": Case(
+        job(source=SOURCE),
+        Observed(
+            conversion=conversion(FAILED, message="has reached the specified backoff limit"),
+            conversion_pods=(pod("convert-x", exit_code=137, reason="OOMKilled"),),
+        ),
+        conditions={C.FAILED: ("True", "ConversionFailed")},
+        says="pod convert-x: needed more memory than its limit, workers.resources.limits.memory",
+    ),
     "a conversion that ended for others is done anew": Case(
         job(source=SOURCE),
         Observed(conversion=conversion(FAILED, owners=("other",))),

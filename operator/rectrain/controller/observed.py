@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from rectrain.api.job import KIND, RecTrainingJob
-from rectrain.api.pod_template import CONTAINER, REPLICA_INDEX_LABEL, REPLICA_TYPE_LABEL
+from rectrain.api.pod_template import CONTAINER, CONVERSION_CONTAINER, REPLICA_INDEX_LABEL, REPLICA_TYPE_LABEL
 from rectrain.api.status import Progress, Status
 from rectrain.manifests.metadata import ATTEMPT_ANNOTATION
 
@@ -198,7 +198,7 @@ class Observed:
         child: The PyTorchJob of the job's name, whoever owns it.
         pods: Worker pods that bear the job's name, those of earlier attempts included.
         conversion: The job's data conversion.
-        conversion_pods: Its pods, while none of them runs.
+        conversion_pods: Its pods, where none of them runs or it has failed.
         progress: What rank 0 said last of this attempt.
         refusal: The answer to what was decided a moment ago, if it was no.
     """
@@ -332,7 +332,7 @@ def _waiting(status: Raw) -> Raw:
 
 
 def _termination(status: Raw) -> Termination | None:
-    """Return how the worker ended; where it never began, how an init container failed."""
+    """Return how the worker or the conversion ended; where it never began, how an init container failed."""
     failed_init = None
     for container in status.get("initContainerStatuses") or []:
         ended = (container.get("state") or {}).get("terminated")
@@ -340,7 +340,7 @@ def _termination(status: Raw) -> Termination | None:
             failed_init = ended
     for container in status.get("containerStatuses") or []:
         ended = (container.get("state") or {}).get("terminated")
-        if container.get("name") == CONTAINER and ended:
+        if container.get("name") in (CONTAINER, CONVERSION_CONTAINER) and ended:
             return _ended(ended)
     return _ended(failed_init) if failed_init else None
 

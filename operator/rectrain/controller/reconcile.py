@@ -38,7 +38,7 @@ from rectrain.controller.jobs import JobReader, known_status, merge_patch, writt
 from rectrain.controller.kinds import Kind
 from rectrain.controller.kube import STRATEGIC_PATCH, Kube
 from rectrain.controller.metrics import ACTIONS
-from rectrain.controller.observed import Conversion, Job, Key, Observed, Pod, Raw, Refusal, pod_of
+from rectrain.controller.observed import Conversion, Job, Key, Observed, Phase, Pod, Raw, Refusal, pod_of
 from rectrain.controller.store import Store
 from rectrain.manifests import Settings, config_map, conversion_job, conversion_name, pytorch_job
 
@@ -138,8 +138,8 @@ class Reconciler:
         return self._store.conversion(key)
 
     async def _conversion_pods(self, job: Job, conversion: Conversion | None) -> tuple[Pod, ...]:
-        """Return the pods of a conversion that should run and do not: they say why. Others are of no interest."""
-        if conversion is None or conversion.phase.is_final or not conversion.pod_waits:
+        """Return the pods of a conversion that does not run or has failed: they say why. Others are of no interest."""
+        if conversion is None or not (conversion.pod_waits or conversion.phase is Phase.FAILED):
             return ()
         found = await self._kube.list_pods(Key(job.key.namespace, conversion.name), CONVERSION_NAME_LABEL)
         return tuple(map(pod_of, found))

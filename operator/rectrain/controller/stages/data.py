@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+from rectrain.controller.classify import cause_in
 from rectrain.controller.conditions import ConditionType
 from rectrain.controller.decision import CreateConfigMap, CreateConversion, DeleteConversion, JoinConversion
 from rectrain.controller.draft import Draft
@@ -33,8 +34,10 @@ def prepare_data(draft: Draft) -> bool:
         if not is_ours:
             draft.actions.append(JoinConversion(conversion.name, conversion.uid))
     elif is_ours:
-        draft.set(ConditionType.DATA_PREPARED, False, "ConversionFailed", conversion.message)
-        draft.fail("ConversionFailed", f"Job {conversion.name}: {conversion.message}")
+        cause = cause_in(draft.observed.conversion_pods)
+        message = cause.message if cause is not None else conversion.message
+        draft.set(ConditionType.DATA_PREPARED, False, "ConversionFailed", message)
+        draft.fail("ConversionFailed", f"Job {conversion.name}: {message}")
     else:
         # It ended before this job asked, and the raw data may have changed since. Another one looks at them again, and
         # does nothing where the shards are right.
