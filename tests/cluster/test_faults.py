@@ -53,6 +53,15 @@ def test_an_image_that_is_not_there_is_named_and_waited_for(place: Place) -> Non
     assert "nothing" in place.condition("training", "Failed")["message"]
 
 
+def test_raw_data_that_cannot_be_converted_are_named(place: Place) -> None:
+    place.storage.client().put_object(Bucket=place.bucket, Key="raw/train.txt", Body=b"0 1 2\n1 two\n")
+    place.apply("wrong")
+    place.wait_for("wrong", "Failed", 120)
+    failed = place.condition("wrong", "Failed")
+    assert failed["reason"] == "ConversionFailed"
+    assert "pod rectrain-data-" in failed["message"] and "raw/train.txt" in failed["message"], failed["message"]
+
+
 def test_a_job_is_stopped_at_its_deadline_and_deleted_after_its_time_to_live(place: Place) -> None:
     place.apply("late", ENDLESS, runPolicy={"activeDeadlineSeconds": 5, "ttlSecondsAfterFinished": 60})
     place.wait_for("late", "Failed")
