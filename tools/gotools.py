@@ -75,6 +75,7 @@ TOOLS = {
     "helm": Tool(
         "helm", "helm.sh/helm/v3", "helm.sh/helm/v3/cmd/helm", "-X helm.sh/helm/v3/internal/version.version={version}"
     ),
+    "kueue": Tool("kueue", "sigs.k8s.io/kueue", "sigs.k8s.io/kueue/cmd/kueue"),
     "kwok": Tool("kwok", "sigs.k8s.io/kwok", "sigs.k8s.io/kwok/cmd/kwok"),
     "pause": own("pause"),
     "wait-for-host": own("wait-for-host"),

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from harness import api_server as servers
 from harness import cluster as clusters
-from harness import requirements
+from harness import operator_image, requirements, services
 from harness.api_server import ApiServer, ControlPlane
 from harness.cluster import Cluster
+from installed import RELEASE, Place, Release, interactions
 
 
 @pytest.fixture(scope="session")
@@ -62,3 +63,41 @@ def namespace(cluster: Cluster) -> Iterator[str]:
     cluster.api.kubectl("create", "namespace", name)
     yield name
     cluster.api.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture(scope="session")
+def storage(running_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> services.Storage:
+    """Object storage and an MLflow server beside the cluster's node."""
+    if running_cluster.node is None:
+        pytest.skip("about the node that the tests start, and RECTRAIN_TEST_KUBECONFIG names another")
+    folder = tmp_path_factory.mktemp("services")
+    with running_cluster.entered():
+        services.start_mlflow(running_cluster.node, folder)
+        return services.start_storage(running_cluster.node, folder)
+
+
+@pytest.fixture(scope="session")
+def release(running_cluster: Cluster, storage: services.Storage) -> Iterator[Release]:
+    """The chart, installed from the operator's image with two replicas."""
+    assert running_cluster.node is not None
+    running_cluster.node.load_image(operator_image.build())
+    installed = Release(running_cluster)
+    with running_cluster.entered():
+        installed.install()
+    yield installed
+    with running_cluster.entered():
+        installed.helm("uninstall", RELEASE, "--wait")
+
+
+@pytest.fixture
+def place(release: Release, cluster: Cluster, namespace: str, storage: services.Storage) -> Place:
+    """A namespace of the cluster in which a job can be applied, with raw data for it."""
+    bucket = f"test-{secrets.token_hex(4)}"
+    s3 = storage.client()
+    s3.create_bucket(Bucket=bucket)
+    s3.put_object(Bucket=bucket, Key="raw/train.txt", Body=interactions(range(5)))
+    s3.put_object(Bucket=bucket, Key="raw/test.txt", Body=interactions(range(5, 7)))
+    made = Place(cluster, namespace, bucket, storage)
+    keys = (f"AWS_ACCESS_KEY_ID={storage.access_key}", f"AWS_SECRET_ACCESS_KEY={storage.secret_key}")
+    made.kubectl("create", "secret", "generic", "storage", *(f"--from-literal={key}" for key in keys))
+    return made

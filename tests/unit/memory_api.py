@@ -66,9 +66,9 @@ class MemoryApi:
         found = self._found(kind, key)
         return copy.deepcopy(found)
 
-    async def list_pods(self, job: Key) -> list[Raw]:
+    async def list_pods(self, key: Key, label: str) -> list[Raw]:
         self._fail_before(Kind.POD)
-        return [copy.deepcopy(raw) for raw in self.pods(job)]
+        return [copy.deepcopy(raw) for raw in self.pods(key, label)]
 
     async def create(self, kind: Kind, body: Raw) -> Raw:
         after = self._fail_before(kind)
@@ -163,14 +163,12 @@ class MemoryApi:
             if owners and not any(owner["uid"] in uids for owner in owners) and (kind, key) in self.objects:
                 self.remove(kind, key, foreground=False)
 
-    def pods(self, job: Key) -> list[dict[str, Any]]:
+    def pods(self, job: Key, label: str = CHILD_NAME_LABEL) -> list[dict[str, Any]]:
         """Return the pods that bear a job's name."""
         return [
             raw
             for (kind, key), raw in self.objects.items()
-            if kind is Kind.POD
-            and key.namespace == job.namespace
-            and raw["metadata"]["labels"][CHILD_NAME_LABEL] == job.name
+            if kind is Kind.POD and key.namespace == job.namespace and raw["metadata"]["labels"].get(label) == job.name
         ]
 
     def watch(self) -> dict[Kind, deque[tuple[str, Raw]]]:

@@ -279,6 +279,65 @@ CASES = {
         conditions={C.RESTARTING: ("True", "Stopped")},
         status={"restarts": 3, "attempt": 5, "restart_after": at(5)},
     ),
+    # Nodes
+    "a failure is judged when all pods have ended": Case(
+        job(status(C.RUNNING, **STARTED)),
+        failed(pod(exit_code=1, message="lost a peer", finished_at=T0), pod("clicks-worker-0")),
+        conditions={C.RUNNING: ("False", "Stopping"), C.RESTARTING: ("False", "NotNeeded")},
+        says="exit code 1: lost a peer; waits for the others: clicks-worker-0",
+        status={"restarts": 0, "attempt": 0},
+        again=at(90),
+    ),
+    "a cause that comes after its consequence counts": Case(
+        job(status(C.RUNNING, **STARTED)),
+        failed(pod(exit_code=1, finished_at=T0), pod("clicks-worker-0", exit_code=2, finished_at=at(5))),
+        conditions={C.FAILED: ("True", "UserError")},
+    ),
+    "a pod that does not end is not waited for without end": Case(
+        job(status(C.RUNNING, **STARTED)),
+        failed(pod(exit_code=1, finished_at=T0), pod("clicks-worker-0")),
+        now=at(90),
+        conditions={C.RESTARTING: ("True", "WorkerFailed")},
+        status={"restarts": 1, "attempt": 1},
+    ),
+    "a worker that failed because a node was lost is not counted": Case(
+        job(status(C.RUNNING, **STARTED), run_policy={"maxRestarts": 0}),
+        failed(pod(exit_code=1, finished_at=T0), pod("clicks-worker-0", unreachable=True)),
+        now=at(50),
+        conditions={C.RESTARTING: ("True", "NodeLost")},
+        says="pod clicks-worker-0: its node does not answer",
+        status={"restarts": 0, "attempt": 1},
+    ),
+    "a node that does not answer for a while is waited for": Case(
+        job(status(C.RUNNING, **STARTED)),
+        Observed(child=child(), pods=(pod(), pod("clicks-worker-0", unreachable=True))),
+        conditions={C.RUNNING: ("True", "Training")},
+    ),
+    "a pod that is given up with its node ends the attempt, though the others run": Case(
+        job(status(C.RUNNING, **STARTED)),
+        Observed(
+            child=child(), pods=(pod(), pod("clicks-worker-0", unreachable=True, disruption="DeletionByTaintManager"))
+        ),
+        conditions={C.RESTARTING: ("True", "DeletionByTaintManager")},
+        status={"restarts": 0, "attempt": 1},
+    ),
+    "a pod that is evicted saves its checkpoint before the attempt ends": Case(
+        job(status(C.RUNNING, **STARTED)),
+        Observed(child=child(), pods=(pod(), pod("clicks-worker-0", disruption="EvictionByEvictionAPI"))),
+        conditions={C.RUNNING: ("True", "Training")},
+    ),
+    "elastic workers go on without a node": Case(
+        job(status(C.RUNNING, **STARTED), workers={"replicas": 2, "elastic": {"minReplicas": 1, "maxReplicas": 2}}),
+        Observed(child=child(), pods=(pod(unreachable=True, disruption="DeletionByTaintManager"), pod("w"))),
+        conditions={C.RUNNING: ("True", "Training")},
+    ),
+    "a pod that nobody can stop is named": Case(
+        job(status(C.RESTARTING, attempt=1)),
+        Observed(child=child(deleting=True), pods=(pod(gone=True), pod("clicks-worker-0", unreachable=True))),
+        conditions={C.RUNNING: ("False", "Restarting")},
+        says="the node of clicks-worker-0 does not answer",
+        again=at(15),
+    ),
     # Before it runs
     "tables that cannot fit are refused before anything is created": Case(
         job(
@@ -355,6 +414,35 @@ CASES = {
     "a conversion that runs is waited for": Case(
         job(source=SOURCE), Observed(conversion=conversion()), conditions={C.DATA_PREPARED: ("False", "Converting")}
     ),
+    "a conversion whose pod does not start says why": Case(
+        job(source=SOURCE),
+        Observed(
+            conversion=conversion(pod_waits=True),
+            conversion_pods=(
+                pod("convert-x", phase="Pending", waiting_reason="ErrImagePull", waiting_message="worker:1: not found"),
+            ),
+        ),
+        conditions={C.RUNNING: ("False", "ImagePullBackOff"), C.DATA_PREPARED: ("False", "Converting")},
+        says="pod convert-x: worker:1: not found",
+        again=at(15),
+    ),
+    "a conversion whose pod is about to start is waited for": Case(
+        job(source=SOURCE),
+        Observed(conversion=conversion(pod_waits=True), conversion_pods=(pod("convert-x", phase="Pending"),)),
+        conditions={C.RUNNING: ("False", "Converting")},
+        again=at(15),
+    ),
+    "a queued job's conversion is created suspended": Case(
+        job(queue="gpus", source=SOURCE),
+        actions=(CreateConfigMap(), CreateConversion()),
+        conditions={C.SUSPENDED: ("True", "WaitingForAdmission"), C.RUNNING: ("False", "WaitingForAdmission")},
+    ),
+    "a conversion is admitted by the queue like the training": Case(
+        job(queue="gpus", source=SOURCE),
+        Observed(conversion=conversion(suspended=True)),
+        conditions={C.SUSPENDED: ("True", "WaitingForAdmission"), C.RUNNING: ("False", "WaitingForAdmission")},
+        says="the conversion waits for admission by queue gpus",
+    ),
     "a conversion that another job asked for is joined": Case(
         job(source=SOURCE),
         Observed(conversion=conversion(owners=("other",))),
@@ -375,6 +463,24 @@ CASES = {
         Observed(conversion=conversion(FAILED, message="line 3: no number")),
         conditions={C.FAILED: ("True", "ConversionFailed"), C.DATA_PREPARED: ("False", "ConversionFailed")},
         says="Job convert: line 3: no number",
+    ),
+    "a conversion that failed says what its pod said last": Case(
+        job(source=SOURCE),
+        Observed(
+            conversion=conversion(FAILED, message="failed with exit code 2 matching FailJob rule"),
+            conversion_pods=(pod("convert-x", exit_code=2, message="raw.csv: line 3: no number"),),
+        ),
+        conditions={C.FAILED: ("True", "ConversionFailed"), C.DATA_PREPARED: ("False", "ConversionFailed")},
+        says="Job convert: pod convert-x: exit code 2: raw.csv: line 3: no number",
+    ),
+    "a conversion that needed more memory says what to raise": Case(
+        job(source=SOURCE),
+        Observed(
+            conversion=conversion(FAILED, message="has reached the specified backoff limit"),
+            conversion_pods=(pod("convert-x", exit_code=137, reason="OOMKilled"),),
+        ),
+        conditions={C.FAILED: ("True", "ConversionFailed")},
+        says="pod convert-x: needed more memory than its limit, workers.resources.limits.memory",
     ),
     "a conversion that ended for others is done anew": Case(
         job(source=SOURCE),

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rectrain.api import InvalidJobError, RecTrainingJob, parse_job
@@ -270,6 +270,7 @@ NODE = st.recursive(
 )
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.dictionaries(st.sampled_from(["metadata", "spec"]), NODE))
 def test_a_template_of_any_shape_is_merged_or_refused(shape: dict[str, Any]) -> None:
     document = job().model_dump(mode="json", exclude_none=True)

@@ -71,6 +71,36 @@ def test_passes_on_sigterm_and_waits_for_the_ranks_to_save(tmp_path: Path) -> No
     assert all((tmp_path / str(rank)).exists() for rank in range(2))
 
 
+FIRST = """
+import os, sys, time
+from rectrain_jobs.training.first_process import end_as_child
+
+def work():
+    {work}
+
+sys.exit(end_as_child(work, first=True))
+"""
+DEAF = "print('ready', flush=True); time.sleep(600)"
+
+
+@pytest.mark.parametrize(
+    ("work", "stop", "code"),
+    [("return 2", False, 2), ("os.kill(os.getpid(), 9)", False, 137), (DEAF, True, 128 + signal.SIGTERM)],
+    ids=["its code", "its signal", "stopped at work that handles no signal"],
+)
+def test_the_first_process_of_a_container_ends_as_its_child(tmp_path: Path, work: str, stop: bool, code: int) -> None:
+    file = script(tmp_path, FIRST.format(work=work))
+    first = subprocess.Popen([sys.executable, file], stdout=subprocess.PIPE, text=True)
+    try:
+        if stop:
+            assert first.stdout and first.stdout.readline() == "ready\n"
+            first.send_signal(signal.SIGTERM)
+        assert first.wait(timeout=60) == code
+    finally:
+        first.kill()
+        first.wait()
+
+
 def test_pods_of_a_pytorchjob_form_one_group(tmp_path: Path) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

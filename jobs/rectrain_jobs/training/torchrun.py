@@ -7,9 +7,7 @@ from a lost peer, and a checkpoint that was saved on SIGTERM from a failure.
 import sys
 from collections.abc import Sequence
 
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.run import main as torchrun
+from rectrain_jobs.training.first_process import end_as_child
 
 _SIGNALS = 128
 """What shells and Kubernetes add to the number of the signal that ended a process."""
@@ -21,6 +19,10 @@ def main(args: Sequence[str] | None = None) -> int:
     Args:
         args: Arguments of torchrun. Default: those of the process.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
     try:
         torchrun(args)
     except ChildFailedError as error:
@@ -33,4 +35,4 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(end_as_child(main))

@@ -8,6 +8,12 @@ from rectrain.api.rules import Problem
 CONTAINER = "pytorch"
 """Name of the worker's container; the training operator knows it by this name."""
 
+CONVERSION_CONTAINER = "convert"
+"""Name of the container that converts a job's data."""
+
+CONVERSION_NAME_LABEL = "batch.kubernetes.io/job-name"
+"""Label by which Kubernetes says of a pod which batch/v1 Job it is of."""
+
 CHILD_NAME_LABEL = "training.kubeflow.org/job-name"
 REPLICA_TYPE_LABEL, REPLICA_INDEX_LABEL = "training.kubeflow.org/replica-type", "training.kubeflow.org/replica-index"
 """Labels by which the training operator says of a pod whose it is, and which worker."""

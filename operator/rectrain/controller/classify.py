@@ -52,15 +52,19 @@ def classify(child: Child, pods: Sequence[Pod]) -> Failure:
         child: The PyTorchJob that failed.
         pods: Its pods, those that were deleted since included.
     """
-    for find in (_user_error, _disruption, _out_of_memory, _first_exit):
-        failure = find(pods)
-        if failure is not None:
-            return failure
+    cause = cause_in(pods)
+    if cause is not None:
+        return cause
     for pod in pods:
         if pod.phase == "Failed":
             reason = pod.reason or "PodFailed"
             return Failure(reason, _about(pod, pod.message or "failed"), Retry.COUNTED)
     return Failure("WorkerFailed", child.message or "the workers failed, and their pods are gone", Retry.COUNTED)
+
+
+def cause_in(pods: Sequence[Pod]) -> Failure | None:
+    """Return the cause of a failure that pods of workers or of a conversion show; None where they show none."""
+    return next((failure for find in _CAUSES if (failure := find(pods)) is not None), None)
 
 
 def _user_error(pods: Sequence[Pod]) -> Failure | None:
@@ -89,6 +93,8 @@ def _disruption(pods: Sequence[Pod]) -> Failure | None:
             return Failure("Evicted", _about(pod, pod.message or "evicted by the kubelet"), Retry.COUNTED)
         if pod.disruption:
             return Failure(pod.disruption, _about(pod, pod.message or "taken off its node"), Retry.FREE)
+        if pod.unreachable:
+            return Failure("NodeLost", _about(pod, "its node does not answer"), Retry.FREE)
         if pod.reason in _NODE_REASONS:
             return Failure(pod.reason, _about(pod, pod.message or "lost with its node"), Retry.FREE)
     return None
@@ -107,6 +113,10 @@ def _first_exit(pods: Sequence[Pod]) -> Failure | None:
             return Failure("Stopped", _about(pod, _said(ended, "was stopped and saved a checkpoint")), Retry.FREE)
         return Failure("WorkerFailed", _about(pod, _said(ended)), Retry.COUNTED)
     return None
+
+
+_CAUSES = (_user_error, _disruption, _out_of_memory, _first_exit)
+"""What is looked for: what can only be a cause before what may be a consequence."""
 
 
 def _ended(pods: Sequence[Pod], wanted: Callable[[Termination], bool]) -> list[tuple[Pod, Termination]]:

@@ -6,7 +6,6 @@ from urllib.parse import quote
 
 import aiohttp
 
-from rectrain.api.pod_template import CHILD_NAME_LABEL
 from rectrain.controller.connection import Connection
 from rectrain.controller.errors import (
     AlreadyExistsError,
@@ -30,8 +29,8 @@ class Kube(Protocol):
     async def get(self, kind: Kind, key: Key) -> Raw:
         """Return an object."""
 
-    async def list_pods(self, job: Key) -> list[Raw]:
-        """Return the pods that bear a job's name."""
+    async def list_pods(self, key: Key, label: str) -> list[Raw]:
+        """Return the pods whose label says that they are of the object of that name."""
 
     async def create(self, kind: Kind, body: Raw) -> Raw:
         """Create an object, and return it as it was created."""
@@ -60,9 +59,9 @@ class ApiServer:
         """Return an object."""
         return await self._call("GET", kind, kind.path(key.namespace, key.name))
 
-    async def list_pods(self, job: Key) -> list[Raw]:
-        """Return the pods that bear a job's name."""
-        path = f"{Kind.POD.path(job.namespace)}?labelSelector={quote(f'{CHILD_NAME_LABEL}={job.name}')}"
+    async def list_pods(self, key: Key, label: str) -> list[Raw]:
+        """Return the pods whose label says that they are of the object of that name."""
+        path = f"{Kind.POD.path(key.namespace)}?labelSelector={quote(f'{label}={key.name}')}"
         items: list[Raw] = (await self._call("GET", Kind.POD, path))["items"]
         return items
 

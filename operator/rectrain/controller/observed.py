@@ -1,13 +1,13 @@
 """What the controller sees of a job and of what belongs to it: small typed pictures of the API server's objects."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
 
 from rectrain.api.job import KIND, RecTrainingJob
-from rectrain.api.pod_template import CONTAINER, REPLICA_INDEX_LABEL, REPLICA_TYPE_LABEL
+from rectrain.api.pod_template import CONTAINER, CONVERSION_CONTAINER, REPLICA_INDEX_LABEL, REPLICA_TYPE_LABEL
 from rectrain.api.status import Progress, Status
 from rectrain.manifests.metadata import ATTEMPT_ANNOTATION
 
@@ -106,7 +106,7 @@ class Termination:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A worker pod, the last that was seen of it.
+    """A pod of workers or of a conversion, the last that was seen of it.
 
     Attributes:
         name: Name.
@@ -122,6 +122,7 @@ class Pod:
         waiting_reason: Why a container waits to start, such as ImagePullBackOff; empty otherwise.
         waiting_message: The same for people.
         disruption: Reason of the DisruptionTarget condition, such as PreemptionByScheduler; empty otherwise.
+        unreachable: Whether it ran, and its node has stopped answering since.
         termination: How the worker's container ended, or None.
         gone: Whether it was deleted since.
     """
@@ -139,8 +140,14 @@ class Pod:
     waiting_reason: str = ""
     waiting_message: str = ""
     disruption: str = ""
+    unreachable: bool = False
     termination: Termination | None = None
     gone: bool = False
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its worker runs, as far as is known."""
+        return self.phase == "Running" and self.termination is None and not self.gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +161,8 @@ class Conversion:
         deleting: Whether it is being deleted.
         phase: How far it is.
         message: Why it failed.
+        suspended: Whether its pod is held back.
+        pod_waits: Whether it has a pod, and none that runs.
     """
 
     name: str
@@ -162,6 +171,8 @@ class Conversion:
     deleting: bool
     phase: Phase
     message: str = ""
+    suspended: bool = False
+    pod_waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +198,7 @@ class Observed:
         child: The PyTorchJob of the job's name, whoever owns it.
         pods: Worker pods that bear the job's name, those of earlier attempts included.
         conversion: The job's data conversion.
+        conversion_pods: Its pods, where none of them runs or it has failed.
         progress: What rank 0 said last of this attempt.
         refusal: The answer to what was decided a moment ago, if it was no.
     """
@@ -194,8 +206,15 @@ class Observed:
     child: Child | None = None
     pods: tuple[Pod, ...] = ()
     conversion: Conversion | None = None
+    conversion_pods: tuple[Pod, ...] = ()
     progress: Progress | None = None
     refusal: Refusal | None = None
+
+
+def names_of(pods: Iterable[Pod]) -> str:
+    """Return the names of pods for a message: of the first three, where there are more."""
+    names = sorted(pod.name for pod in pods)
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
 
 
 def child_of(raw: Raw) -> Child:
@@ -221,7 +240,7 @@ def child_of(raw: Raw) -> Child:
 
 
 def pod_of(raw: Raw) -> Pod:
-    """Return the picture of a worker pod's object."""
+    """Return the picture of a pod's object."""
     metadata, status = raw["metadata"], raw.get("status") or {}
     labels = metadata.get("labels") or {}
     # Without a master, as in elastic jobs, the first worker is the one to ask.
@@ -241,15 +260,16 @@ def pod_of(raw: Raw) -> Pod:
         waiting_reason=waiting.get("reason") or "",
         waiting_message=waiting.get("message") or "",
         disruption=_disruption(status),
+        unreachable=_unreachable(status),
         termination=_termination(status),
     )
 
 
 def conversion_of(raw: Raw) -> Conversion:
     """Return the picture of a conversion's batch/v1 Job object."""
-    metadata = raw["metadata"]
+    metadata, status = raw["metadata"], raw.get("status") or {}
     phase, message = Phase.RUNNING, ""
-    for condition in raw.get("status", {}).get("conditions") or []:
+    for condition in status.get("conditions") or []:
         if condition.get("status") == "True" and condition.get("type") in ("Complete", "Failed"):
             phase = Phase.SUCCEEDED if condition["type"] == "Complete" else Phase.FAILED
             message = condition.get("message") or ""
@@ -260,6 +280,8 @@ def conversion_of(raw: Raw) -> Conversion:
         deleting="deletionTimestamp" in metadata,
         phase=phase,
         message=message,
+        suspended=bool((raw.get("spec") or {}).get("suspend")),
+        pod_waits=bool(status.get("active")) and not status.get("ready"),
     )
 
 
@@ -294,6 +316,12 @@ def _disruption(status: Raw) -> str:
     return (target.get("reason") or "Disrupted") if target.get("status") == "True" else ""
 
 
+def _unreachable(status: Raw) -> bool:
+    """Return whether the node controller has said for the kubelet that a pod is not ready: a kubelet gives reasons."""
+    ready = _condition(status, "Ready")
+    return status.get("phase") == "Running" and ready.get("status") == "False" and not ready.get("reason")
+
+
 def _waiting(status: Raw) -> Raw:
     """Return why a container does not start, where it says more than that it is about to."""
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
@@ -304,7 +332,7 @@ def _waiting(status: Raw) -> Raw:
 
 
 def _termination(status: Raw) -> Termination | None:
-    """Return how the worker ended; where it never began, how an init container failed."""
+    """Return how the worker or the conversion ended; where it never began, how an init container failed."""
     failed_init = None
     for container in status.get("initContainerStatuses") or []:
         ended = (container.get("state") or {}).get("terminated")
@@ -312,7 +340,7 @@ def _termination(status: Raw) -> Termination | None:
             failed_init = ended
     for container in status.get("containerStatuses") or []:
         ended = (container.get("state") or {}).get("terminated")
-        if container.get("name") == CONTAINER and ended:
+        if container.get("name") in (CONTAINER, CONVERSION_CONTAINER) and ended:
             return _ended(ended)
     return _ended(failed_init) if failed_init else None
 

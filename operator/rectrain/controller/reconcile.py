@@ -10,6 +10,7 @@ from typing import Any
 
 from rectrain.api.errors import UserError
 from rectrain.api.job import KIND
+from rectrain.api.pod_template import CHILD_NAME_LABEL, CONVERSION_NAME_LABEL
 from rectrain.api.status import Progress, state_of
 from rectrain.controller.conditions import ConditionType, is_true
 from rectrain.controller.decide import decide
@@ -37,7 +38,7 @@ from rectrain.controller.jobs import JobReader, known_status, merge_patch, writt
 from rectrain.controller.kinds import Kind
 from rectrain.controller.kube import STRATEGIC_PATCH, Kube
 from rectrain.controller.metrics import ACTIONS
-from rectrain.controller.observed import Conversion, Job, Key, Observed, Raw, Refusal
+from rectrain.controller.observed import Conversion, Job, Key, Observed, Phase, Pod, Raw, Refusal, pod_of
 from rectrain.controller.store import Store
 from rectrain.manifests import Settings, config_map, conversion_job, conversion_name, pytorch_job
 
@@ -117,10 +118,12 @@ class Reconciler:
         # How an attempt ended is judged once, so not from what events happen to have told of its pods by now.
         if read or (child is not None and child.phase.is_final and not state_of(job.status.conditions).is_final):
             await self._read_pods(job.key)
+        conversion = await self._conversion(job, read=read)
         return Observed(
             child=child,
             pods=self._store.pods(job.key),
-            conversion=await self._conversion(job, read=read),
+            conversion=conversion,
+            conversion_pods=await self._conversion_pods(job, conversion),
             progress=self._progress.get(child.uid) if child is not None else None,
         )
 
@@ -134,6 +137,13 @@ class Reconciler:
             await self._read(Kind.CONVERSION, key)
         return self._store.conversion(key)
 
+    async def _conversion_pods(self, job: Job, conversion: Conversion | None) -> tuple[Pod, ...]:
+        """Return the pods of a conversion that does not run or has failed: they say why. Others are of no interest."""
+        if conversion is None or not (conversion.pod_waits or conversion.phase is Phase.FAILED):
+            return ()
+        found = await self._kube.list_pods(Key(job.key.namespace, conversion.name), CONVERSION_NAME_LABEL)
+        return tuple(map(pod_of, found))
+
     async def _read(self, kind: Kind, key: Key) -> None:
         known = self._store.known(kind, key)
         try:
@@ -145,7 +155,7 @@ class Reconciler:
 
     async def _read_pods(self, key: Key) -> None:
         known = self._store.known_pods(key)
-        self._store.take_pods(await self._kube.list_pods(key), known)
+        self._store.take_pods(await self._kube.list_pods(key, CHILD_NAME_LABEL), known)
 
     async def _act(self, job: Job, action: Action) -> None:
         _LOG.info("%s", action, extra={"job": str(job.key)})

@@ -3,12 +3,12 @@
 from typing import Any
 
 from rectrain.api.job import RecTrainingJob
+from rectrain.api.pod_template import CONVERSION_CONTAINER
 from rectrain.manifests.metadata import object_metadata, queue_labels, short_digest
 from rectrain.manifests.pods import JOB_PATH, pod_template
 from rectrain.manifests.reachability import check_reachable
 from rectrain.manifests.settings import Settings
 
-_CONTAINER = "convert"
 _USER_ERROR_EXIT_CODE = 2
 _ORDINARY_RESOURCES = ("cpu", "memory", "ephemeral-storage")
 
@@ -33,7 +33,7 @@ def conversion_job(job: RecTrainingJob, settings: Settings) -> dict[str, Any]:
     queue = queue_labels(job)
     metadata["labels"] |= queue
     container: dict[str, Any] = {
-        "name": _CONTAINER,
+        "name": CONVERSION_CONTAINER,
         "command": ["rectrain"],
         "args": ["data", "convert", f"--job={JOB_PATH}", "--if-needed"],
     }
@@ -47,7 +47,7 @@ def conversion_job(job: RecTrainingJob, settings: Settings) -> dict[str, Any]:
                 {
                     "action": "FailJob",
                     "onExitCodes": {
-                        "containerName": _CONTAINER,
+                        "containerName": CONVERSION_CONTAINER,
                         "operator": "In",
                         "values": [_USER_ERROR_EXIT_CODE],
                     },

@@ -1,4 +1,4 @@
-"""A whole one-node Kubernetes with Kubeflow's training-operator, in namespaces of its own."""
+"""A whole one-node Kubernetes with Kubeflow's training-operator, in namespaces of its own; a second node on demand."""
 
 import fcntl
 import shutil
@@ -37,6 +37,28 @@ class Cluster:
         """Have this thread in the network from which the cluster's addresses are reached."""
         return self.node.namespace.entered() if self.node else nullcontext()
 
+    @contextmanager
+    def second_node(self) -> Iterator[Node]:
+        """Run another node of the cluster; closing its namespace before the end is a power cut."""
+        assert self.node and self.plane
+        folder = self.node.folder / "node-2"
+        folder.mkdir()
+        namespace = Namespace()
+        node = Node(folder, namespace, "node-2", "10.244.0.2", ("10.244.0.210", "10.244.0.250"))
+        try:
+            node.make_network()
+            self.node.connect(node)
+            node.start_containerd(host_environment())
+            for archive in write_worker_images(folder):
+                node.load_image(archive)
+            node.start_kubelet(self.plane)
+            yield node
+        finally:
+            namespace.close()
+            cgroups.remove(containers(folder))
+            shutil.rmtree(folder)
+            self.api.kubectl("delete", "node", node.name, "--ignore-not-found")
+
 
 def given(kubeconfig: Path) -> Cluster:
     """Return a cluster that somebody else runs, with the training-operator in it."""
@@ -59,6 +81,7 @@ def running() -> Iterator[Cluster]:
             for archive in write_images(folder):
                 node.load_image(archive)
             node.start_components(plane)
+            node.start_kubelet(plane)
             with namespace.entered():
                 install(plane.api)
             yield Cluster(plane.api, node, plane)
@@ -89,7 +112,8 @@ def own_folder() -> Iterator[Path]:
 
 def clear(folder: Path) -> None:
     """Remove what is left of a cluster whose processes have ended."""
-    cgroups.remove(containers(folder))
+    for node in (folder, *folder.glob("node-*")):
+        cgroups.remove(containers(node))
     shutil.rmtree(folder)
 
 
@@ -109,7 +133,21 @@ def host_environment() -> list[dict[str, object]]:
 
 def write_images(folder: Path) -> Iterator[Path]:
     """Write the images that the cluster and its tests use, under the names by which pods ask for them."""
-    binaries = gotools.build("pause", "wait-for-host", "training-operator")
+    yield from write_worker_images(folder)
+    yield images.write(
+        folder / "training-operator.tar",
+        training_operator_image(),
+        files={
+            "manager": gotools.build("training-operator")["training-operator"],
+            "etc/config/initContainer.yaml": INIT_CONTAINER,
+        },
+        entrypoint=["/manager"],
+    )
+
+
+def write_worker_images(folder: Path) -> Iterator[Path]:
+    """Write those that a node needs to run workers."""
+    binaries = gotools.build("pause", "wait-for-host")
     yield images.write(folder / "pause.tar", PAUSE_IMAGE, files={"pause": binaries["pause"]}, entrypoint=["/pause"])
     yield images.write(
         folder / "wait-for-host.tar",
@@ -117,12 +155,6 @@ def write_images(folder: Path) -> Iterator[Path]:
         files={"wait-for-host": binaries["wait-for-host"]},
         entrypoint=["/wait-for-host"],
         user="1000:1000",  # pods that may not run as root have it in front
-    )
-    yield images.write(
-        folder / "training-operator.tar",
-        training_operator_image(),
-        files={"manager": binaries["training-operator"], "etc/config/initContainer.yaml": INIT_CONTAINER},
-        entrypoint=["/manager"],
     )
     # As good as empty: pods that run in the class `host-environment` find this machine's Python in it.
     yield images.write(

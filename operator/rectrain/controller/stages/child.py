@@ -6,7 +6,7 @@ from rectrain.api.status import Progress
 from rectrain.controller.conditions import ConditionType
 from rectrain.controller.decision import CreateChild, CreateConfigMap
 from rectrain.controller.draft import Draft
-from rectrain.controller.observed import Child, Phase
+from rectrain.controller.observed import Child, Phase, names_of
 from rectrain.controller.pending import IMAGE_REASONS, pending_reason
 from rectrain.manifests import memory_problem
 
@@ -24,20 +24,18 @@ def run_child(draft: Draft) -> bool:
         _create(draft)
     elif draft.own_child is None:
         _leave_alone(draft, child)
-    elif child.deleting:
-        _wait(draft, "the PyTorchJob of the last attempt is being deleted")
-    elif draft.current_child is None:
+    elif child.deleting or draft.current_child is None:
         draft.stop_child()
-        _wait(draft, "the PyTorchJob of the last attempt is being deleted")
+        _wait(draft, f"the PyTorchJob of the last attempt is being deleted{_held_by(draft)}")
     else:
         _report(draft, child)
     return True
 
 
 def _create(draft: Draft) -> None:
-    left = [p.name for p in draft.observed.pods if not p.gone]
+    left = [p for p in draft.observed.pods if not p.gone]
     if left:  # the same names are needed again
-        _wait(draft, f"pods of the last attempt are still there: {_some(left)}")
+        _wait(draft, f"pods of the last attempt are still there: {names_of(left)}")
         return
     if draft.status.start_time is None and draft.status.attempt == 0:
         problem = memory_problem(draft.definition)
@@ -69,6 +67,17 @@ def _wait(draft: Draft, message: str) -> None:
     draft.set(ConditionType.SUSPENDED, False, "NotSuspended")
     draft.set(ConditionType.RUNNING, False, "Restarting" if draft.status.attempt else "Pending", message)
     draft.look_again(draft.now + _PATIENCE)
+
+
+def _held_by(draft: Draft) -> str:
+    """Return which pods nobody can stop, and what lets go of them: Kubernetes cannot know whether they still run."""
+    lost = [p for p in draft.pods if p.unreachable and not p.gone]
+    if not lost:
+        return ""
+    return (
+        f", but the node of {names_of(lost)} does not answer: it goes when the node is back, is deleted, or has the "
+        "taint node.kubernetes.io/out-of-service"
+    )
 
 
 def _report(draft: Draft, child: Child) -> None:
@@ -114,7 +123,3 @@ def _report_phase(draft: Draft, *, suspended: bool, phase: Phase) -> None:
 def _advanced(before: Progress | None, after: Progress) -> bool:
     """Return whether anything but the time of reading is new."""
     return before is None or before.model_copy(update={"last_update_time": after.last_update_time}) != after
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(sorted(names)[:3]) + (" ..." if len(names) > 3 else "")

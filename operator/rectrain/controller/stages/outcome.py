@@ -5,11 +5,13 @@ from datetime import datetime, timedelta
 from rectrain.controller.classify import Failure, Retry, classify
 from rectrain.controller.conditions import ConditionType
 from rectrain.controller.draft import Draft
-from rectrain.controller.observed import Phase
+from rectrain.controller.observed import Phase, names_of
 from rectrain.controller.results import results_of
 
 _BACKOFF = timedelta(seconds=5)
 _MAX_BACKOFF = timedelta(minutes=5)
+_SILENCE = timedelta(seconds=90)
+"""After which Kubernetes has noticed that a node does not answer: by default it does after 50 s."""
 
 
 def take_outcome(draft: Draft) -> bool:
@@ -18,12 +20,14 @@ def take_outcome(draft: Draft) -> bool:
     Nothing is deleted here: the status that says how the attempt ended has to be written first.
     """
     child = draft.current_child
-    if child is None or not child.phase.is_final:
+    if child is None or not (child.phase.is_final or _has_lost_a_pod(draft)):
         return False
     if child.phase is Phase.SUCCEEDED:
         _succeed(draft)
         return True
     failure = classify(child, draft.pods)
+    if failure.reason == "WorkerFailed" and _awaits_others(draft, failure):
+        return True
     restarts, allowed = draft.status.restarts, draft.definition.spec.run_policy.max_restarts
     if failure.retry is Retry.NEVER:
         draft.fail(failure.reason, failure.message)
@@ -36,6 +40,30 @@ def take_outcome(draft: Draft) -> bool:
         )
     else:
         _restart(draft, failure)
+    return True
+
+
+def _has_lost_a_pod(draft: Draft) -> bool:
+    """Return whether a pod was given up with its node, while the others run on and wait for it in vain.
+
+    They would find out by themselves only by the time-out of a collective. Elastic workers find out sooner, and go on
+    without it.
+    """
+    return draft.definition.spec.workers.elastic is None and any(p.disruption and p.unreachable for p in draft.pods)
+
+
+def _awaits_others(draft: Draft, failure: Failure) -> bool:
+    """Wait for a while for how the other pods end: an exit code alone does not tell a cause from its consequence.
+
+    They end soon, for they have lost a peer and are told to stop; but a node that is lost is only found out after its
+    silence. The next attempt would have to wait for them in any case.
+    """
+    ends = [p.termination.finished_at for p in draft.pods if p.termination and p.termination.finished_at]
+    running = [p for p in draft.pods if p.is_running]
+    if not ends or not running or draft.now >= min(ends) + _SILENCE:
+        return False
+    draft.set(ConditionType.RUNNING, False, "Stopping", f"{failure.message}; waits for the others: {names_of(running)}")
+    draft.look_again(min(ends) + _SILENCE)
     return True
 
 
