@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from harness import api_server as servers
+from harness import built_images, requirements, services
 from harness import cluster as clusters
-from harness import operator_image, requirements, services
 from harness.api_server import ApiServer, ControlPlane
 from harness.cluster import Cluster
 from installed import RELEASE, Place, Release, interactions
@@ -80,7 +80,7 @@ def storage(running_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) 
 def release(running_cluster: Cluster, storage: services.Storage) -> Iterator[Release]:
     """The chart, installed from the operator's image with two replicas."""
     assert running_cluster.node is not None
-    running_cluster.node.load_image(operator_image.build())
+    running_cluster.node.load_image(built_images.build("operator"))
     installed = Release(running_cluster)
     with running_cluster.entered():
         installed.install()

@@ -9,7 +9,7 @@ from typing import Any
 
 import gotools
 import yaml
-from harness import operator_image, services
+from harness import built_images, services
 from harness.cluster import WORKER_IMAGE, Cluster
 from harness.node import HOST_RUNTIME
 from harness.waiting import wait_until
@@ -37,9 +37,13 @@ class Release:
     def install(self) -> None:
         self.helm("install", RELEASE, CHART, "--create-namespace", *self.values(), "--wait", "--timeout=120s")
 
+    def upgrade(self, **values: str) -> None:
+        """Change what the chart is installed with; what is not given is as at first."""
+        self.helm("upgrade", RELEASE, CHART, *self.values(**values), "--wait", "--timeout=180s")
+
     def values(self, **others: str) -> list[str]:
         values = {
-            "image.repository": operator_image.NAME,
+            "image.repository": built_images.name_of("operator"),
             "replicas": "2",
             "controller.progressSeconds": "1",
             "networkPolicy.enabled": "true",

@@ -7,7 +7,7 @@ import pytest
 from harness import services
 from harness.cluster import Cluster
 from harness.waiting import wait_until
-from installed import CHART, ENDLESS, RELEASE, Place, Release
+from installed import ENDLESS, RELEASE, Place, Release
 
 
 def test_the_release_is_as_its_own_test_wants_it(release: Release, cluster: Cluster) -> None:
@@ -48,7 +48,7 @@ def test_a_job_goes_on_through_an_upgrade_a_lost_rank_and_a_suspension(place: Pl
     place.apply("long", epochs=ENDLESS)
     place.wait_for_step("long", 70)  # after a checkpoint
     before = release.controllers()
-    release.helm("upgrade", RELEASE, CHART, *release.values(**{"controller.workers": "4"}), "--wait", "--timeout=120s")
+    release.upgrade(**{"controller.workers": "4"})
     wait_until("the old controllers to go", lambda: not before & release.controllers(), 60)
     assert place.status("long")["state"] == "Running" and place.status("long")["attempt"] == 0
 

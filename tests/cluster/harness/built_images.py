@@ -1,6 +1,6 @@
-"""The operator's real image, built from its Dockerfile by buildah over a Debian that debootstrap makes.
+"""The project's real images, built from their Dockerfiles by buildah over a Debian that debootstrap makes.
 
-There is no registry to pull a base from, so the base is made here; it and the image are kept in the user's cache, the
+There is no registry to pull a base from, so the base is made here; it and the images are kept in the user's cache, an
 image under a digest of all that it is made of.
 """
 
@@ -18,7 +18,6 @@ import gotools
 REPOSITORY = Path(__file__).resolve().parents[3]
 IMAGES = gotools.BINARIES.with_name("images")
 BASE = "localhost/debian-python:bookworm"
-NAME = "localhost/rectrain-operator"
 SOURCES = ("pyproject.toml", "uv.lock", "README.md", "LICENSE", "images", "operator", "jobs")
 BUILD_SECONDS = 1200
 # Buildah's own storage, so that nothing of it is left on the machine.
@@ -29,28 +28,36 @@ runroot = "{folder}/run"
 """
 
 
-def build() -> Path:
-    """Return an archive of the image, built if this machine has none of these sources yet.
+def name_of(image: str) -> str:
+    """Return the name that an image has on the node, without the tag: the package's version."""
+    return f"localhost/rectrain-{image}"
+
+
+def build(image: str) -> Path:
+    """Return an archive of an image, built if this machine has none of these sources yet.
+
+    Args:
+        image: As `images/build` names it, such as operator.
 
     Raises:
         RuntimeError: A program failed; with the end of what it said.
     """
     IMAGES.mkdir(parents=True, exist_ok=True)
-    archive = IMAGES / f"operator-{digest()}.tar"
+    archive = IMAGES / f"{image}-{digest()}.tar"
     with gotools.locked(IMAGES / ".lock"):
         if not archive.exists():
-            for old in IMAGES.glob("operator-*.tar"):
+            for old in IMAGES.glob(f"{image}-*.tar"):
                 old.unlink()
             # On a disk, and not in /tmp, which may be an overlay itself.
             with tempfile.TemporaryDirectory(prefix="rectrain-image-", dir="/var/tmp") as folder:
-                made = build_in(Path(folder), base())
+                made = build_in(Path(folder), image, base())
                 shutil.copy(made, archive.with_suffix(".part"))
             archive.with_suffix(".part").rename(archive)
     return archive
 
 
 def digest() -> str:
-    """Return a digest of the files that the image is made of."""
+    """Return a digest of the files that images are made of."""
     listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *SOURCES)
     content = hashlib.sha256()
     for name in sorted(filter(None, listed.split("\0"))):
@@ -75,21 +82,22 @@ def base() -> Path:
     return archive
 
 
-def build_in(folder: Path, base_archive: Path) -> Path:
-    """Build the image in a folder that buildah keeps everything in; return its archive there."""
+def build_in(folder: Path, image: str, base_archive: Path) -> Path:
+    """Build an image in a folder that buildah keeps everything in; return its archive there."""
     storage = folder / "storage.conf"
     storage.write_text(STORAGE.format(folder=folder))
     shutil.copy(base_archive, folder / "base.tar")
     (folder / "Dockerfile").write_text("FROM scratch\nADD base.tar /\n")
     environment = {"CONTAINERS_STORAGE_CONF": str(storage)}
-    run("buildah", "build", "--isolation", "chroot", "--tag", BASE, str(folder), environment=environment)
-    run(
-        str(REPOSITORY / "images" / "build"),
-        "operator",
-        environment={**environment, "BASE": BASE, "BUILD_ARGS": " ".join(build_arguments())},
-    )
-    archive = folder / "operator.tar"
-    name = f"{NAME}:{version('rectrain')}"  # the tag that `images/build` gives it
+    build_environment = {**environment, "BASE": BASE, "BUILD_ARGS": " ".join(build_arguments())}
+    try:
+        run("buildah", "build", "--isolation", "chroot", "--tag", BASE, str(folder), environment=environment)
+        run(str(REPOSITORY / "images" / "build"), image, environment=build_environment)
+    except BaseException:
+        run("buildah", "rm", "--all", environment=environment)  # a build that failed leaves its file system mounted
+        raise
+    archive = folder / f"{image}.tar"
+    name = f"{name_of(image)}:{version('rectrain')}"  # the tag that `images/build` gives it
     run("buildah", "push", name, f"docker-archive:{archive}:{name}", environment=environment)
     return archive
 
