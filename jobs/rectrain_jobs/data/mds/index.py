@@ -93,6 +93,13 @@ class MDSIndex:
         return np.array([shard.samples for shard in self.shards], np.int64)
 
     @cached_property
+    def content_digest(self) -> str:
+        """SHA-256 of what the shards hold, as far as the index tells it, whatever they are called."""
+        shards = [(shard.samples, shard.raw.bytes, sorted(shard.raw.hashes.items())) for shard in self.shards]
+        columns = [(column.name, column.encoding) for column in self.columns]
+        return hashlib.sha256(json.dumps([columns, shards]).encode()).hexdigest()
+
+    @cached_property
     def shard_ends(self) -> npt.NDArray[np.int64]:
         """One past the last sample id of each shard, int64 `[num_shards]`."""
         return self.samples_per_shard.cumsum()
