@@ -171,6 +171,8 @@ def test_inspect_finds_damage(job, tmp_path):
     data[-1] ^= 1
     shard.write_bytes(data)
     assert str(shard) in refusal("inspect", tmp_path / "shards/train")
+    (tmp_path / "shards/train/features.json").write_text("{")
+    assert "features.json: is not a feature file of rectrain" in refusal("inspect", tmp_path / "shards/train")
     assert "nothing" in refusal("inspect", tmp_path / "nothing")
 
 
@@ -221,6 +223,15 @@ def test_mistakes_are_a_line_and_exit_code_2(raw, tmp_path, args, problem):
     line = refusal("convert", *(places.get(arg, arg) for arg in args))
     assert line.startswith(problem)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["train.txt"]
+
+
+def test_inspect_finds_that_a_vocabulary_is_gone(raw, tmp_path):
+    ids = ["user_id:Categorical:encoding=Vocabulary:cardinality=9", "item_id:Categorical:cardinality=10"]
+    declared = [argument for text in ids for argument in ("--feature", text)]
+    result = invoke("convert", "--format", "Interactions", "--input", raw, "--output", tmp_path / "out", *declared)
+    assert result.exit_code == 0, result.output
+    (tmp_path / "out/train/vocabulary.user_id.parquet").unlink()
+    assert refusal("inspect", tmp_path / "out/train").endswith("vocabulary.user_id.parquet: no such file")
 
 
 def test_a_job_in_a_folder_whose_name_is_no_text(job):

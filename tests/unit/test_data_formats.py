@@ -132,6 +132,7 @@ TRIPLES_ROWS = [
     [
         ("a.csv", 'uid,age,tags,stars\n"b, c",1.5,0 1 2,5\na,,,0.5\na,3,3,1\n', {}),
         ("a.csv.gz", "\ufeffuid,age,tags,stars\r\nb,1.5,0 1 2,5\r\na,,,0.5\r\na,3,3,1", {}),
+        ("a.csv", 'uid,age,tags,stars\r"b, c",1.5,0 1 2,5\ra,,,0.5\ra,3,3,1\r', {}),
         ("a.tsv", 'uid\tage\ttags\tstars\nb"\t1.5\t0 1 2\t5\na\t\t\t0.5\na\t3\t3\t1\n', {}),
         ("a.inter", "uid:token\tage:float\ttags:token_seq\tstars:float\nb\t1.5\t1 2\t5\na\t\t\t.5\na\t3\t3\t1\n", {}),
         ("a.dat", "uid|age|tags|stars|more\nb|1.5|1 2|5|x\na|||0.5|x\na|3|3|1|x\n", {"delimiter": "|"}),

@@ -107,6 +107,7 @@ WRONG = [
     ("Triples", "a.csv", "user_id,label\n1,2\n2,3\n", [USER], CLASSES, ":3: label: value '3' is not a class from 0"),
     ("Triples", "a.csv", "user_id,age\n1,2\n", [ITEM], [], ": item_id: there is no column 'item_id'; it has user_id"),
     ("Triples", "a.csv", "\n1,2\n", [ITEM], [], ":1: has no column names"),
+    ("Triples", "a.csv", f"{'x' * 200_000}\n1\n", [USER], [], ":1: names no columns: field larger than"),
     ("Triples", "a.csv", "user_id,user_id\n1,2\n", [USER], [], ": user_id: there are 2 columns 'user_id'"),
     ("Triples", "a.csv", "user_id,age\n", [USER], [], ": gives no train rows"),
     ("Triples", "a.csv", "user_id,age", [USER], [], ": has no rows"),

@@ -206,8 +206,13 @@ def _edit(path, change):
         (lambda index: [shard.update(samples=0) for shard in index["shards"]], "the dataset has no samples"),
         (lambda index: index["shards"][1].update(format="json"), r"shards\[1\]: format 'json'"),
         (lambda index: index["shards"][1].update(samples="7"), r"shards\[1\]: samples is '7'; expected int"),
+        (
+            lambda index: index["shards"][1].update(samples=2**64),
+            r"shards\[1\]: samples is \d+; expected a count below",
+        ),
         (lambda index: index["shards"][1].update(column_names=["a", "b", "c"]), r"shards\[1\]: its columns differ"),
         (lambda index: index["shards"][0].update(column_names=["id", "id", "x"]), "names repeat"),
+        (lambda index: index["shards"][0].update(column_names=["id", [], "x"]), "column_names are .*; expected texts"),
         (lambda index: index["shards"][0].update(column_sizes=[8, None, 8]), "column 'x' .float32. has size 8"),
         (
             lambda index: index["shards"][0].update(column_encodings=["int", "pkl", "float32"]),

@@ -4,8 +4,12 @@ import json
 import math
 
 import pytest
+from click.testing import CliRunner
 
-from rectrain.api import UserError, parse_job
+from rectrain.api import UserError, load_job, parse_job
+from rectrain.cli.main import cli
+from rectrain_jobs.data.convert import ensure_converted
+from rectrain_jobs.resolution import resolve_paths
 from rectrain_jobs.storage import Storage
 from rectrain_jobs.training.output import RunOutput
 
@@ -59,6 +63,32 @@ def test_metrics_and_result_are_read_as_written(tmp_path):
     result = {"step": 3, "bundle": "out/bundle", "mlflowRunId": None}
     out.write_result(result)
     assert out.read_result() == result
+
+
+def test_a_run_that_has_ended_shows_its_results_and_that_its_data_have_changed(tmp_path):
+    raw, file, out = tmp_path / "train.txt", tmp_path / "job.yaml", output(tmp_path / "out")
+    raw.write_text("0 1 2\n")
+    source = {"format": "Interactions", "uri": "train.txt"}
+    changed = job().model_dump(mode="json")
+    changed["spec"]["data"] = {"source": source, "train": {"uri": "shards"}}
+    file.write_text(json.dumps(changed))
+    resolved = resolve_paths(load_job(file), tmp_path)
+    ensure_converted(resolved.spec)
+    out.identity(resolved)
+    out.write_metrics({"auc": 0.75})
+    out.write_result({"step": 3, "bundle": "out/bundle", "mlflowRunId": None})
+
+    def shown():
+        result = CliRunner().invoke(cli, ["run", str(file), "--output", str(tmp_path / "out")])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert "this run has ended after step 3; --restart trains anew" in shown() and "0.75000" in shown()
+    assert "changed" not in shown()
+    raw.write_text("0 1 2 3\n")
+    assert "its data have changed since: the raw data differs from that of the shards" in shown()
+    raw.unlink()
+    assert "this run has ended after step 3" in shown()
 
 
 def test_only_what_a_run_wrote_is_removed(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from rectrain.api import UserError, parse_job
 from rectrain.api.job import RecTrainingJob
+from rectrain_jobs.data.mds import MDSDataset
 from rectrain_jobs.data.writer import ShardWriter
 from rectrain_jobs.storage import LocalStore
 from rectrain_jobs.training.data import RowChecker, item_columns, open_dataset
@@ -99,3 +100,13 @@ def test_an_item_that_no_job_allows_is_not_another(tmp_path):
     write(tmp_path, columns(item_id=np.array([0, -1, 2])))
     with pytest.raises(UserError, match="row 1: feature item_id has id -1"):
         item_columns(job(tmp_path).spec, [open_dataset(job(tmp_path), str(tmp_path), NAMES)])
+
+
+def test_data_are_told_apart_by_what_they_hold_and_not_by_the_names_of_their_shards(tmp_path):
+    digests = []
+    for age in (1.0, 1.0, 2.0):
+        write(tmp_path, columns(age=np.full(3, age)))  # beside the shards before, under other names
+        index = MDSDataset(str(tmp_path)).index
+        digests.append((index.digest, index.content_digest))
+    (first, same), (second, again), (_, other) = digests
+    assert first != second and same == again != other

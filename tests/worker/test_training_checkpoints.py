@@ -19,9 +19,9 @@ from rectrain_jobs.training.distributed import Ranks
 JOB = {"model": {"type": "DLRM"}}
 
 
-def checkpointer(folder, identity=JOB, **settings):
+def checkpointer(folder, identity=JOB, data="rows", **settings):
     ranks = Ranks(dist.get_rank(), dist.get_world_size(), dist.get_world_size(), torch.device("cpu"), dist.group.WORLD)
-    return Checkpointer(open_store(folder, Storage()), ranks, identity=identity, **settings)
+    return Checkpointer(open_store(folder, Storage()), ranks, identity=identity, data_digest=data, **settings)
 
 
 def save_some(folder, keep, keep_best, goodness):
@@ -102,21 +102,25 @@ def _bytes_entry():
     return pickle.dumps(Metadata(state_dict_metadata={"x": BytesStorageMetadata()}))
 
 
-def test_a_checkpoint_of_another_job_is_refused(tmp_path):
+def test_a_checkpoint_of_another_job_or_other_data_is_refused(tmp_path):
     run_on_ranks(save_some, 1, str(tmp_path), 1, False, [None])
 
-    def latest_of(identity):
-        return run_on_ranks(latest_step, 1, str(tmp_path), identity)
+    def latest_of(identity, data="rows"):
+        return run_on_ranks(latest_step, 1, str(tmp_path), identity, data)
 
     assert latest_of(JOB) == [1]
+    (error,) = latest_of(JOB, "other rows")
+    assert error.endswith(
+        "is of other training data: those that the job names have changed since; --restart trains anew on them"
+    )
     (error,) = latest_of({"model": {"type": "DCNv2"}})
     assert 'step-0000000001: is of another job: spec.model.type was "DLRM", and is "DCNv2"' in error
     assert "training.checkpoint.uri" in error
 
 
-def latest_step(folder, identity):
+def latest_step(folder, identity, data):
     try:
-        return checkpointer(folder, identity, keep=1, keep_best=False).latest().step
+        return checkpointer(folder, identity, data, keep=1, keep_best=False).latest().step
     except UserError as error:
         return str(error)
 

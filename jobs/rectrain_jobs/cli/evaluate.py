@@ -37,7 +37,7 @@ def evaluate(job_file: str, bundle: str, overrides: tuple[str, ...], through_ind
     from rectrain_jobs.retrieval.opening import served_index
     from rectrain_jobs.training.distributed import join_ranks
     from rectrain_jobs.training.progress import metrics_table
-    from rectrain_jobs.training.publish import open_index, searcher_of
+    from rectrain_jobs.training.publish import check_data, open_index, searcher_of
     from rectrain_jobs.training.validation import Validation
 
     configure_logging()
@@ -45,6 +45,7 @@ def evaluate(job_file: str, bundle: str, overrides: tuple[str, ...], through_ind
     loaded = load_bundle(bundle, storage_options(job))
     if loaded.spec.model != job.spec.model:
         raise UserError(f"--bundle {bundle}: holds a model of other settings than {job_file}")
+    check_data(loaded, job)
     if through_index and (not job.spec.model.is_retrieval or "mrr" in job.spec.metrics):
         what = "mrr without a cut-off" if job.spec.model.is_retrieval else f"a {job.spec.model.type} model"
         raise UserError(f"--index: {what} cannot be measured through an index, which gives the first K items")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,7 @@ def run(job_file: str, output: str | None, overrides: tuple[str, ...], restart: 
         run_output.identity(job)
         click.echo(f"output {output}", err=True)
         if (result := run_output.read_result()) is not None and not result.get("unsentPoints"):
-            _show(result, run_output.read_metrics())
+            _show(result, run_output.read_metrics(), _change_of_data(job))
             return
         check_kernels()
         _convert(job)
@@ -85,14 +86,25 @@ def _remove(output: "RunOutput", job: RecTrainingJob) -> None:
         remove_all_checkpoints(open_store(job.spec.training.checkpoint.uri, storage_options(job)))
 
 
-def _show(result: dict[str, Any], metrics: dict[str, float]) -> None:
-    """Print what a run that has ended left."""
+def _change_of_data(job: RecTrainingJob) -> str | None:
+    """Return what has changed of a job's raw data since it was converted, or None; also where it is no longer there."""
+    from rectrain_jobs.data.convert import needs_conversion
+
+    with suppress(UserError):
+        return needs_conversion(job.spec)
+    return None
+
+
+def _show(result: dict[str, Any], metrics: dict[str, float], change: str | None) -> None:
+    """Print what a run that has ended left, and that its data are others now if they are."""
     from rich.console import Console
 
     from rectrain_jobs.training.progress import metrics_table
 
     console = Console(highlight=False)
     console.print(f"this run has ended after step {result['step']}; --restart trains anew", soft_wrap=True)
+    if change is not None:
+        console.print(f"its data have changed since: {change}", soft_wrap=True)
     if metrics:
         console.print(metrics_table(metrics))
     if result["mlflowRunId"] is not None:

@@ -13,9 +13,9 @@ from rectrain.api.job import RecTrainingJobSpec
 from rectrain_jobs.data.mds import Column, MDSDataset
 from rectrain_jobs.data.record import DatasetRecord
 from rectrain_jobs.data.schema import schema_problems
-from rectrain_jobs.features import FeatureSet
+from rectrain_jobs.features import FEATURES_FILE, FeatureSet
 from rectrain_jobs.pipeline.sequence import PADDING
-from rectrain_jobs.storage import ObjectNotFoundError, Storage, open_store
+from rectrain_jobs.storage import Storage, open_store
 
 BATCH_ROWS = 1 << 16
 
@@ -100,11 +100,8 @@ def inspect_dataset(
     store = open_store(uri, storage)
     features: Sequence[Feature] = spec.features if spec else []
     labels: Sequence[Label] = spec.labels if spec else []
-    if spec is None:
-        try:
-            features = FeatureSet.load(store).features
-        except ObjectNotFoundError:
-            features = []
+    if spec is None and store.exists(FEATURES_FILE):
+        features = FeatureSet.load(store).features
     sizes = [shard.raw.bytes for shard in dataset.index.shards]
     report = DatasetReport(
         uri=store.uri,

@@ -88,6 +88,16 @@ class FeatureSet(FeatureTransformer[Mapping[str, Any], dict[str, Any]]):
         part.transformers = {feature.name: self.transformers[feature.name] for feature in part.features}
         return part
 
+    def transforms_as(self, other: "FeatureSet") -> bool:
+        """Tell whether another set has these features and makes the same of every value, by what both have learnt."""
+        return all(
+            name in other.transformers and transformer.to_json() == other.transformers[name].to_json()
+            for name, transformer in self.transformers.items()
+        ) and all(
+            table not in other.vocabularies or vocabulary.values == other.vocabularies[table].values
+            for table, vocabulary in self.vocabularies.items()
+        )
+
     def transform_vectorized(self, values: pa.RecordBatch | Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
         """Return the columns of a batch as the model reads them.
 

@@ -38,17 +38,26 @@ class Checkpointer:
         store: Where the checkpoints are.
         ranks: The process group.
         identity: What a checkpoint has to agree with; one of another model or other data is refused.
+        data_digest: Digest of the training data: a position in other rows, and ids of other values, mean nothing.
         keep: Number of newest checkpoints that are kept.
         keep_best: Whether the best one is kept as well.
     """
 
     def __init__(
-        self, store: ObjectStore, ranks: Ranks, *, identity: dict[str, Any], keep: int, keep_best: bool
+        self,
+        store: ObjectStore,
+        ranks: Ranks,
+        *,
+        identity: dict[str, Any],
+        data_digest: str,
+        keep: int,
+        keep_best: bool,
     ) -> None:
         """Hold the settings; nothing is read yet."""
         self._store = store
         self._ranks = ranks
         self._identity = identity
+        self._data_digest = data_digest
         self._keep = keep
         self._keep_best = keep_best
 
@@ -74,6 +83,7 @@ class Checkpointer:
                 "step": step,
                 "worldSize": self._ranks.world_size,
                 "job": self._identity,
+                "dataDigest": self._data_digest,
                 **marker,
             }
             self._store.write_bytes(f"{folder}/{MARKER}", json.dumps(content, indent=2).encode())
@@ -95,7 +105,7 @@ class Checkpointer:
         """Return the newest complete checkpoint; the same on every rank.
 
         Raises:
-            UserError: It is of another job, or its marker is damaged.
+            UserError: It is of another job or of other data, or its marker is damaged.
         """
         found: str | None = None
         if self._ranks.is_first:
@@ -112,6 +122,11 @@ class Checkpointer:
             raise UserError(
                 f"{self._store.uri_of(checkpoint.folder)}: is of another job: {difference}; give each job a "
                 "training.checkpoint.uri of its own, or --restart to remove the checkpoints there"
+            )
+        if checkpoint.marker.get("dataDigest") != self._data_digest:
+            raise UserError(
+                f"{self._store.uri_of(checkpoint.folder)}: is of other training data: those that the job names have "
+                "changed since; --restart trains anew on them"
             )
 
     def newest_uri(self) -> str | None:

@@ -13,12 +13,14 @@ from rectrain.api.operations import Index
 from rectrain_jobs.bundle import Bundle, load_bundle
 from rectrain_jobs.data.batch import BatchBuilder
 from rectrain_jobs.evaluation.ranking import Searcher, UserChunk
+from rectrain_jobs.features import FEATURES_FILE, FeatureSet
 from rectrain_jobs.models.ranking import RankingModel
 from rectrain_jobs.resolution import storage_options
 from rectrain_jobs.retrieval.base import IndexStore, IndexVersion, ItemIndex
 from rectrain_jobs.retrieval.merging import retrieve_all
 from rectrain_jobs.retrieval.opening import check_model, open_index_store
 from rectrain_jobs.retrieval.publishing import Items, publish
+from rectrain_jobs.storage import open_store
 from rectrain_jobs.training.data import RowChecker, item_columns, open_dataset
 
 _ROWS = 1 << 14
@@ -46,6 +48,20 @@ def index_of(job: RecTrainingJob) -> Index:
     return job.spec.publish.index
 
 
+def check_data(bundle: Bundle, job: RecTrainingJob) -> None:
+    """Check that the ids in a job's shards stand for the values that they stand for in a bundle.
+
+    Raises:
+        UserError: The shards were made with features that had learnt other values.
+    """
+    store = open_store(job.spec.data.train.uri, storage_options(job))
+    if store.exists(FEATURES_FILE) and not bundle.features.transforms_as(FeatureSet.load(store)):
+        raise UserError(
+            f"{store.uri_of(FEATURES_FILE)}: was fitted on other data than the bundle of {bundle.manifest.name}: "
+            "ids stand for other values; use the data that the bundle was trained on"
+        )
+
+
 def items_of(bundle: Bundle, job: RecTrainingJob) -> Items:
     """Compute the vectors of all items of a bundle.
 
@@ -58,6 +74,7 @@ def items_of(bundle: Bundle, job: RecTrainingJob) -> Items:
     spec, model = bundle.spec, bundle.model
     if isinstance(model, RankingModel):
         raise UserError(f"a bundle of {spec.model.type} has no item vectors; a retrieval model has")
+    check_data(bundle, job)
     builder = BatchBuilder(spec, sides=[Side.ITEM])
     shards = [job.spec.data.train, job.spec.data.validation]
     datasets = [open_dataset(job, part.uri, builder.columns) for part in shards if part is not None]

@@ -171,6 +171,7 @@ class Trainer:
             open_store(checkpoint.uri or f"{output.uri}/{CHECKPOINTS}", storage_options(job)),
             ranks,
             identity=state_identity_of(job),
+            data_digest=self.data.dataset.index.content_digest,
             keep=checkpoint.keep,
             keep_best=checkpoint.keep_best,
         )

@@ -16,6 +16,7 @@ from rectrain_jobs.data.source import SourceFile
 from rectrain_jobs.pipeline.values import first_that_is_no_text
 
 BLOCK_BYTES = 1 << 22
+_LINE_END = re.compile(rb"[\r\n]")  # Arrow takes CR alone for one, too
 
 
 def delimited_rows(
@@ -97,13 +98,15 @@ def _problem(file: SourceFile, reason: str, line: int) -> str:
 def _header(stream: Any, file: SourceFile, delimiter: str, quoted: bool) -> list[str]:
     """Return the names of the first line; of `name:type`, as RecBole writes them, the name."""
     data = b""
-    while b"\n" not in data and (block := stream.read(1 << 16)):
+    while not _LINE_END.search(data) and (block := stream.read(1 << 16)):
         data += block
     try:
-        text = data.partition(b"\n")[0].decode("utf-8-sig").rstrip("\r")
+        text = _LINE_END.split(data, 1)[0].decode("utf-8-sig")
+        names = next(csv.reader([text], delimiter=delimiter), []) if quoted else text.split(delimiter)
     except UnicodeDecodeError:
         raise UserError(f"{file.uri}:1: is not UTF-8 text") from None
-    names = next(csv.reader([text], delimiter=delimiter), []) if quoted else text.split(delimiter)
+    except csv.Error as error:
+        raise UserError(f"{file.uri}:1: names no columns: {error}") from None
     if not any(names):
         raise UserError(f"{file.uri}:1: has no column names")
     return [name.strip().partition(":")[0] for name in names]

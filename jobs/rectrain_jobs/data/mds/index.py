@@ -93,6 +93,13 @@ class MDSIndex:
         return np.array([shard.samples for shard in self.shards], np.int64)
 
     @cached_property
+    def content_digest(self) -> str:
+        """SHA-256 of what the shards hold, as far as the index tells it, whatever they are called."""
+        shards = [(shard.samples, shard.raw.bytes, sorted(shard.raw.hashes.items())) for shard in self.shards]
+        columns = [(column.name, column.encoding) for column in self.columns]
+        return hashlib.sha256(json.dumps([columns, shards]).encode()).hexdigest()
+
+    @cached_property
     def shard_ends(self) -> npt.NDArray[np.int64]:
         """One past the last sample id of each shard, int64 `[num_shards]`."""
         return self.samples_per_shard.cumsum()
@@ -181,8 +188,10 @@ def _parse_columns(entry: Any, where: str) -> tuple[Column, ...]:
     names = _field(entry, "column_names", list, where)
     encodings = _field(entry, "column_encodings", list, where)
     sizes = _field(entry, "column_sizes", list, where)
-    if not names or not len(names) == len(encodings) == len(sizes) or len(set(names)) != len(names):
+    if not names or not len(names) == len(encodings) == len(sizes) or len(set(map(str, names))) != len(names):
         raise UserError(f"{where}: column_names, column_encodings and column_sizes do not match, or names repeat")
+    if not all(isinstance(name, str) for name in names):
+        raise UserError(f"{where}: column_names are {names!r}; expected texts")
     columns = []
     for name, encoding, size in zip(names, encodings, sizes, strict=True):
         try:
@@ -204,8 +213,8 @@ def _parse_shard(entry: Any, where: str) -> ShardInfo:
             f"expected 'mds' version {FORMAT_VERSION}"
         )
     samples = _field(entry, "samples", int, where)
-    if samples < 0:
-        raise UserError(f"{where}: samples is {samples}; expected a count")
+    if not 0 <= samples < 2**32:  # as a shard has it
+        raise UserError(f"{where}: samples is {samples}; expected a count below 2**32")
     compression = entry.get("compression")
     if compression is not None and str(compression).partition(":")[0] not in _COMPRESSIONS:
         known = ", ".join(sorted(_COMPRESSIONS))
