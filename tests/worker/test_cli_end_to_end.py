@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from mlflow import MlflowClient
 
 SECONDS = 240
 SECRET = "hunter2"
@@ -116,6 +117,24 @@ def test_a_killed_run_leaves_no_process_and_continues_to_the_same_result(job, tm
 
     evaluated = json.loads(succeed("evaluate", job, "--bundle", cut / "bundle", "--json").splitlines()[-1])
     assert evaluated == pytest.approx(metrics[0], abs=1e-6)
+
+
+def test_a_run_without_any_service_says_what_it_did_and_where_that_is_recorded(job, tmp_path):
+    content = yaml.safe_load(job.read_text())
+    del content["spec"]["tracking"]
+    plain = job.with_name("plain.yaml")
+    plain.write_text(yaml.safe_dump(content))
+    printed = succeed("run", plain, "--output", tmp_path / "run", "--set", "training.maxSteps=5")
+    database = f"sqlite:///{tmp_path}/mlflow.db"
+    lines = [" ".join(line.split()) for line in printed.splitlines()]
+    assert "Sharding plan for 2 cpu ranks" in lines
+    assert f"MLflow UI mlflow ui --backend-store-uri {database}" in lines
+    assert f"Bundle {tmp_path}/run/bundle" in lines
+    (run_id,) = (line.removeprefix("MLflow run ") for line in lines if line.startswith("MLflow run "))
+    client = MlflowClient(database)
+    assert client.get_run(run_id).info.status == "FINISHED"
+    recorded = Path(client.download_artifacts(run_id, "plan.json", str(tmp_path))).read_bytes()
+    assert recorded == (tmp_path / "run" / "plan.json").read_bytes()
 
 
 @pytest.mark.parametrize(
