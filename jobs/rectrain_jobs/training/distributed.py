@@ -45,9 +45,12 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank. All ranks call it."""
+        return self.begin_any(flag).result()
+
+    def begin_any(self, flag: bool) -> "AnyRank":
+        """Begin to find out whether the flag is set on any rank. All ranks call it."""
         value = torch.tensor([flag], dtype=torch.int32)
-        dist.all_reduce(value, dist.ReduceOp.MAX, group=self.control)
-        return bool(value.item())
+        return AnyRank(value, dist.all_reduce(value, dist.ReduceOp.MAX, group=self.control, async_op=True))
 
     def barrier(self) -> None:
         """Wait for every rank."""
@@ -58,6 +61,19 @@ class Ranks:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
+
+
+@dataclass(frozen=True)
+class AnyRank:
+    """Whether a flag is set on any rank, which is being found out."""
+
+    _value: torch.Tensor
+    _work: dist.Work
+
+    def result(self) -> bool:
+        """Wait for it and return it; the same on every rank."""
+        self._work.wait()
+        return bool(self._value.item())
 
 
 def join_ranks(timeout: timedelta = timedelta(minutes=10)) -> Ranks:
