@@ -65,16 +65,25 @@ def test_a_run_whose_processes_are_killed_within_an_epoch_continues_exactly(make
     assert_same_run(output, expected)
 
 
-def test_sigterm_to_one_rank_lets_all_finish_the_next_step_save_and_exit_143(tmp_path_factory, tmp_path):
+def test_sigterm_to_one_rank_lets_all_save_at_the_next_check_and_exit_143(tmp_path_factory, tmp_path):
     job, expected, _ = ended_run(tmp_path_factory, two_tower_job)
     output = tmp_path / "out"
     stopped = train(job, output, signal_at=(6, int(signal.SIGTERM), 1))
     assert stopped.code == 143
-    assert stopped.reasons[0].startswith("stopped by SIGTERM after step 7 of 14; the checkpoint is saved")
-    assert steps_with_checkpoint(output) == [5, 7]
+    assert stopped.reasons[0].startswith("stopped by SIGTERM after step 8 of 14; the checkpoint is saved")
+    assert steps_with_checkpoint(output) == [5, 8]
     assert not (output / "metrics.json").exists() and not (output / "bundle").exists()
     succeed(job, output)
     assert_same_run(output, expected)
+
+
+def test_sigterm_between_checkpoints_is_agreed_on_while_training_goes_on(tmp_path_factory, tmp_path):
+    job, *_ = ended_run(tmp_path_factory, two_tower_job)
+    rarely = ("training.checkpoint.everySteps=100", "evaluation.everySteps=100")
+    stopped = train(job, tmp_path / "out", overrides=rarely, signal_at=(3, int(signal.SIGTERM), 1))
+    assert stopped.code == 143
+    assert stopped.reasons[0].startswith("stopped by SIGTERM after step 10 of 14; the checkpoint is saved")
+    assert steps_with_checkpoint(tmp_path / "out") == [10]
 
 
 @pytest.fixture(scope="module")
