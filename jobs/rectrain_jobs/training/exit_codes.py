@@ -13,3 +13,5 @@ DIVERGED = 4
 """The loss is not finite; the message names the step and the rows."""
 STOPPED = 143
 """SIGTERM came: the step was finished and a checkpoint saved. A restart continues from it."""
+ENDED_BY_SIGNAL = 128
+"""What shells and Kubernetes add to the number of the signal that ended a process."""

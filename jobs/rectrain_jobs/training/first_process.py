@@ -10,9 +10,9 @@ import os
 import signal
 from collections.abc import Callable
 
+from rectrain_jobs.training.exit_codes import ENDED_BY_SIGNAL
+
 _FIRST = 1
-_SIGNALS = 128
-"""What shells and Kubernetes add to the number of the signal that ended a process."""
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -45,4 +45,4 @@ def end_as_child(work: Callable[[], int], *, first: bool | None = None) -> int:
         ended, status = os.wait()
         if ended == child:
             code = os.waitstatus_to_exitcode(status)
-            return code if code >= 0 else _SIGNALS - code
+            return code if code >= 0 else ENDED_BY_SIGNAL - code

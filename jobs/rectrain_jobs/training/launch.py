@@ -105,7 +105,7 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int | None]:
     told = [r for r, code in enumerate(final) if code in (exit_codes.USER_ERROR, exit_codes.DIVERGED)]
     failed = told[0] if told else failed
     code = final[failed]
-    return (code if code > 0 else 128 - code), failed
+    return (code if code > 0 else exit_codes.ENDED_BY_SIGNAL - code), failed
 
 
 @contextlib.contextmanager

@@ -7,10 +7,8 @@ from a lost peer, and a checkpoint that was saved on SIGTERM from a failure.
 import sys
 from collections.abc import Sequence
 
+from rectrain_jobs.training.exit_codes import ENDED_BY_SIGNAL
 from rectrain_jobs.training.first_process import end_as_child
-
-_SIGNALS = 128
-"""What shells and Kubernetes add to the number of the signal that ended a process."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -28,9 +26,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         print(f"error: rank {rank} ended with exit code {failure.exitcode}", file=sys.stderr)
-        return failure.exitcode if failure.exitcode > 0 else _SIGNALS - failure.exitcode
+        return failure.exitcode if failure.exitcode > 0 else ENDED_BY_SIGNAL - failure.exitcode
     except SignalException as error:
-        return _SIGNALS + int(error.sigval)
+        return ENDED_BY_SIGNAL + int(error.sigval)
     return 0
 
 

@@ -288,13 +288,9 @@ class Trainer:
         bad_step = self.losses.first_bad_step()
         wanted = bad_step is not None or self.stop_requested
         agreed = self.checking is not None and self.checking.result()
-        self.checking = None
-        if not agreed:
-            if not at_once:
-                self.checking = self.ranks.begin_any(wanted)
-                return False
-            if not self.ranks.any(wanted):
-                return False
+        self.checking = None if agreed or at_once else self.ranks.begin_any(wanted)
+        if not agreed and not (at_once and self.ranks.any(wanted)):
+            return False
         where = ""
         if bad_step is not None:
             batch = next(b for step, b in self.recent if step == bad_step)
