@@ -176,6 +176,11 @@ CASES = {
         job(status(C.FAILED)), Observed(child=child()), actions=(DeleteChild(CHILD_UID),)
     ),
     "a finished job's finished PyTorchJob stays": Case(job(status(C.SUCCEEDED)), Observed(child=child(SUCCEEDED))),
+    "a finished job's finished PyTorchJob goes with all its pods where none shall stay": Case(
+        job(status(C.SUCCEEDED), run_policy={"cleanPodPolicy": "All"}),
+        Observed(child=child(SUCCEEDED)),
+        actions=(DeleteChild(CHILD_UID),),
+    ),
     "a finished job whose PyTorchJob is gone is left as it is": Case(job(status(C.SUCCEEDED))),
     "a failed job leaves another's PyTorchJob alone": Case(
         job(status(C.FAILED)), Observed(child=child(owner_uid="other"))

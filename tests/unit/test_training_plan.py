@@ -145,7 +145,7 @@ def test_the_planner_has_the_memory_that_the_container_leaves(tmp_path, monkeypa
     if limit is not None:
         file.write_text(f"{limit}\n")
     monkeypatch.setattr(distributed, "_CGROUP_LIMITS", (file,))
-    ranks = Ranks(0, 4, 2, torch.device("cpu"), control=None)
+    ranks = Ranks(0, 4, 0, 2, torch.device("cpu"), control=None)
     spec, _ = small_plan()
     (capacity,) = {device.storage.ddr for device in topology_of(ranks, spec).devices}
     host = psutil.virtual_memory().total if gibibytes is None else gibibytes << 30

@@ -20,7 +20,8 @@ JOB = {"model": {"type": "DLRM"}}
 
 
 def checkpointer(folder, identity=JOB, data="rows", **settings):
-    ranks = Ranks(dist.get_rank(), dist.get_world_size(), dist.get_world_size(), torch.device("cpu"), dist.group.WORLD)
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    ranks = Ranks(rank, world_size, rank, world_size, torch.device("cpu"), dist.group.WORLD)
     return Checkpointer(open_store(folder, Storage()), ranks, identity=identity, data_digest=data, **settings)
 
 

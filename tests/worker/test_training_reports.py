@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_runs import dlrm_job, succeed
+from training_runs import be_alone_in_a_pod, dlrm_job, succeed
 
 from rectrain.api.status import Progress, Results
 from rectrain.controller import classify
 from rectrain_jobs.training import exit_codes
 from rectrain_jobs.training.progress_server import PORT_VARIABLE, ProgressServer, progress_server
-from rectrain_jobs.training.termination import PATH_VARIABLE, leave_reason, leave_results
+from rectrain_jobs.training.termination import PATH_VARIABLE, leave_reason, leave_results, results_text
 
 PROGRESS = {
     "step": 3,
@@ -82,7 +82,7 @@ def results_in(path: Path) -> Results:
 
 def leave(path: Path, monkeypatch: pytest.MonkeyPatch, metrics: dict[str, float]) -> None:
     monkeypatch.setenv(PATH_VARIABLE, str(path))
-    leave_results(metrics, mlflow_run_id="run", checkpoint_uri=None, model_uri="s3://bucket/bundle")
+    leave_results(results_text(metrics, mlflow_run_id="run", checkpoint_uri=None, model_uri="s3://bucket/bundle"))
 
 
 def test_results_leave_out_what_is_undefined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,3 +136,10 @@ def test_a_run_leaves_its_results(tmp_path: Path) -> None:
     assert {m.name: m.value for m in results.metrics} == final
     assert results.model_uri == f"{tmp_path}/out/bundle"
     assert results.checkpoint_uri is not None and results.checkpoint_uri.startswith(f"{tmp_path}/out/checkpoints/step-")
+
+
+def test_each_pod_has_the_results(tmp_path: Path) -> None:
+    job = dlrm_job(tmp_path, training={"batchSize": 16, "epochs": 1})
+    ended = succeed(job, tmp_path / "out", ranks=2, watch=be_alone_in_a_pod)
+    assert ended.reasons[0] == ended.reasons[1]
+    assert Results.model_validate_json(ended.reasons[1]).metrics

@@ -277,6 +277,11 @@ STANDARD = {
 """Of the jobs that `ended_run` runs: 14 steps, evaluations after 5, 10 and 14, checkpoints after 4, 8, 12 and 14."""
 
 
+def be_alone_in_a_pod() -> None:
+    """Be the only rank of a pod, for `train`."""
+    os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+
+
 def look_on() -> None:
     """Print the rows of every batch, and save what the trained model says of some rows beside the output."""
     import torch

@@ -22,6 +22,7 @@ class Ranks:
     Attributes:
         rank: Number of this process, from 0.
         world_size: Number of processes.
+        local_rank: Number of this process on this machine, from 0.
         local_world_size: Number of processes on this machine.
         device: What this process computes on.
         control: A gloo group for agreements on the CPU, whatever the device.
@@ -29,6 +30,7 @@ class Ranks:
 
     rank: int
     world_size: int
+    local_rank: int
     local_world_size: int
     device: torch.device
     control: dist.ProcessGroup
@@ -109,6 +111,7 @@ def join_ranks(timeout: timedelta = timedelta(minutes=10)) -> Ranks:
     return Ranks(
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
+        local_rank=local_rank,
         local_world_size=local_world_size,
         device=device,
         control=dist.new_group(backend="gloo", timeout=timeout),

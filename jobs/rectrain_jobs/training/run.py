@@ -25,7 +25,7 @@ from rectrain_jobs.training.output import BUNDLE, JOB, METRICS, PLAN, POINTS, TR
 from rectrain_jobs.training.progress import ProgressDisplay, metrics_table
 from rectrain_jobs.training.progress_server import progress_server
 from rectrain_jobs.training.publish import publish_bundle
-from rectrain_jobs.training.termination import leave_results
+from rectrain_jobs.training.termination import leave_results, results_text
 from rectrain_jobs.training.trainer import DivergedError, StopRequestedError, Trainer
 
 
@@ -84,6 +84,7 @@ def run_worker(job: RecTrainingJob, output_uri: str) -> None:
         if ranks.is_first:
             output.keep(POINTS)
         raise
+    results = None
     if ranks.is_first:
         output.write_metrics(metrics)
         output.write_job(job)
@@ -104,7 +105,7 @@ def run_worker(job: RecTrainingJob, output_uri: str) -> None:
                 "unsentPoints": summary.unsent_points if summary is not None else 0,
             }
         )
-        leave_results(
+        results = results_text(
             metrics,
             mlflow_run_id=summary.run_id if summary is not None else None,
             checkpoint_uri=trainer.checkpointer.newest_uri(),
@@ -113,6 +114,10 @@ def run_worker(job: RecTrainingJob, output_uri: str) -> None:
         )
         display.stop()
         _report(display, metrics, output, bundle_uri, summary)
+    results = ranks.broadcast(results)
+    assert results is not None
+    if ranks.local_rank == 0:
+        leave_results(results)
     ranks.barrier()
     if server is not None:
         server.close()

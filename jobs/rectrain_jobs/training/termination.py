@@ -14,15 +14,15 @@ _MAX_BYTES = 4096
 """What Kubernetes reads of it."""
 
 
-def leave_results(
+def results_text(
     metrics: Mapping[str, float],
     *,
     mlflow_run_id: str | None,
     checkpoint_uri: str | None,
     model_uri: str,
     index_name: str | None = None,
-) -> None:
-    """Leave the results of training, as rank 0.
+) -> str:
+    """Return the results of training as the job's status takes them, for `leave_results`.
 
     Metrics that are undefined are left out, and the last ones where there are more than Kubernetes reads.
 
@@ -44,8 +44,12 @@ def leave_results(
         )
         text = results.model_dump_json(exclude_none=True)
         if len(text.encode()) <= _MAX_BYTES or not defined:
-            break
+            return text
         defined = defined[:-1]
+
+
+def leave_results(text: str) -> None:
+    """Leave the results of training, as one rank of each pod: any pod may be the only one that is left to read."""
     path = _path()
     if path is not None:
         path.write_text(text)

@@ -92,4 +92,4 @@ class RunPolicy(ApiModel):
     max_restarts: Annotated[int, Field(ge=0)] = 3
     """Restarts of all workers after failures before the job fails."""
     clean_pod_policy: CleanPodPolicy = CleanPodPolicy.RUNNING
-    """Which pods are removed when the job has ended."""
+    """Which pods are removed when the job has ended. `All` removes the PyTorchJob with them."""

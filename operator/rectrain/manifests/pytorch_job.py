@@ -3,6 +3,7 @@
 from typing import Any
 
 from rectrain.api.job import RecTrainingJob
+from rectrain.api.operations import CleanPodPolicy
 from rectrain.api.pod_template import (
     CACHE_FOLDER,
     CONTAINER,
@@ -50,7 +51,7 @@ def pytorch_job(job: RecTrainingJob, settings: Settings, attempt: int, suspended
     template = _worker_template(job, settings, attempt)
     spec: dict[str, Any] = {
         "runPolicy": {
-            "cleanPodPolicy": str(job.spec.run_policy.clean_pod_policy),
+            "cleanPodPolicy": str(_clean_pod_policy(job)),
             "suspend": suspended or bool(queue),
         },
         "nprocPerNode": str(workers.processes_per_replica),
@@ -67,6 +68,15 @@ def pytorch_job(job: RecTrainingJob, settings: Settings, attempt: int, suspended
         if workers.replicas > 1:
             spec["pytorchReplicaSpecs"]["Worker"] = _replicas(workers.replicas - 1, template)
     return {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": metadata, "spec": spec}
+
+
+def _clean_pod_policy(job: RecTrainingJob) -> CleanPodPolicy:
+    """Return what the training operator may remove: never the pods that have ended, for they say how.
+
+    All of them are removed by the controller, once the job's status has what they say.
+    """
+    policy = job.spec.run_policy.clean_pod_policy
+    return CleanPodPolicy.RUNNING if policy is CleanPodPolicy.ALL else policy
 
 
 def _replicas(count: int, template: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+from rectrain.api.operations import CleanPodPolicy
 from rectrain.controller.conditions import ConditionType, find
 from rectrain.controller.decision import DeleteJob
 from rectrain.controller.draft import Draft
@@ -13,10 +14,15 @@ def keep_finished(draft: Draft) -> bool:
     if ended is None:
         return False
     child = draft.own_child
-    if child is not None and not child.phase.is_final:
+    if child is not None and (not child.phase.is_final or _is_removed_with_its_pods(draft)):
         draft.stop_child()
     _live(draft, ended)
     return True
+
+
+def _is_removed_with_its_pods(draft: Draft) -> bool:
+    definition = draft.job.definition
+    return definition is not None and definition.spec.run_policy.clean_pod_policy is CleanPodPolicy.ALL
 
 
 def _live(draft: Draft, ended: ConditionType) -> None:
