@@ -69,6 +69,25 @@ def test_training_stops_when_the_metric_no_longer_gets_better_and_stays_stopped(
     assert json.loads((tmp_path / "out/result.json").read_text())["step"] == 21
 
 
+def test_the_model_of_a_run_with_early_stopping_is_that_of_its_best_evaluation(tmp_path):
+    rates = {part: {"type": "Adagrad", "learningRate": 0.1} for part in ("embedding", "dense")}
+    stopping = {"metric": "log_loss", "patience": 2}
+    job = dlrm_job(tmp_path, training={"epochs": 30, "optimizers": rates, "earlyStopping": stopping})
+    ended = succeed(job, tmp_path / "out")
+    losses = points_of(tmp_path / "out", "log_loss")
+    best, last = min(losses, key=losses.__getitem__), max(losses)
+    assert last == best + 14, "it stops two epochs after the best one"
+    assert f"the model is that of step {best}, where log_loss was best" in ended.printed[0]
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["log_loss"] == losses[best]
+    assert json.loads((tmp_path / "out/bundle/bundle.json").read_text())["lineage"]["step"] == best
+    assert json.loads((tmp_path / "out/result.json").read_text())["step"] == last
+
+    none_better = [f"training.maxSteps={best}", "training.earlyStopping="]
+    succeed(job, tmp_path / "as far", overrides=none_better)
+    weights = weights_of(tmp_path / "as far")
+    assert all(torch.equal(value, weights[name]) for name, value in weights_of(tmp_path / "out").items())
+
+
 @pytest.fixture(scope="module")
 def initial(tmp_path_factory):
     """A job with plain SGD, and the weights that it has when its rates are as good as zero."""

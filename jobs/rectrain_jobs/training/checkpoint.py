@@ -22,6 +22,7 @@ from rectrain_jobs.training.checkpoint_listing import (
     FORMAT_VERSION,
     MARKER,
     SavedCheckpoint,
+    best_of,
     folder_of,
     folders_without_marker,
     list_checkpoints,
@@ -107,14 +108,20 @@ class Checkpointer:
         Raises:
             UserError: It is of another job or of other data, or its marker is damaged.
         """
-        found: str | None = None
+        found = None
         if self._ranks.is_first:
-            complete = list_checkpoints(self._store)
-            if complete:
-                self._check_job(complete[-1])
-            found = json.dumps([complete[-1].step, complete[-1].marker]) if complete else None
-        found = self._ranks.broadcast(found)
-        return None if found is None else SavedCheckpoint(*json.loads(found))
+            found = max(list_checkpoints(self._store), key=lambda c: c.step, default=None)
+            if found is not None:
+                self._check_job(found)
+        return self._on_every_rank(found)
+
+    def best(self) -> SavedCheckpoint | None:
+        """Return the complete checkpoint of the best evaluation, if any was evaluated; the same on every rank."""
+        return self._on_every_rank(best_of(list_checkpoints(self._store)) if self._ranks.is_first else None)
+
+    def _on_every_rank(self, found: SavedCheckpoint | None) -> SavedCheckpoint | None:
+        text = self._ranks.broadcast(None if found is None else json.dumps([found.step, found.marker]))
+        return None if text is None else SavedCheckpoint(*json.loads(text))
 
     def _check_job(self, checkpoint: SavedCheckpoint) -> None:
         difference = first_difference(checkpoint.marker.get("job"), self._identity)
@@ -150,9 +157,9 @@ class Checkpointer:
     def _remove_old(self) -> None:
         complete = list_checkpoints(self._store)
         kept = {c.step for c in complete[-self._keep :]}
-        judged = [c for c in complete if c.goodness is not None]
-        if self._keep_best and judged:
-            kept.add(max(judged, key=lambda c: (c.goodness, c.step)).step)
+        best = best_of(complete)
+        if self._keep_best and best is not None:
+            kept.add(best.step)
         newest = complete[-1].step
         for checkpoint in complete:
             if checkpoint.step not in kept:

@@ -5,6 +5,7 @@ marker does not exist.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,12 @@ def list_checkpoints(store: ObjectStore) -> list[SavedCheckpoint]:
             raise UserError(f"{store.uri_of(info.key)}: has format version {version}; this rectrain reads 1")
         found.append(SavedCheckpoint(step, marker))
     return sorted(found, key=lambda c: c.step)
+
+
+def best_of(checkpoints: Iterable[SavedCheckpoint]) -> SavedCheckpoint | None:
+    """Return the best checkpoint of those that were evaluated, the later one of equals; None where none was."""
+    judged = [c for c in checkpoints if c.goodness is not None]
+    return max(judged, key=lambda c: (c.goodness, c.step), default=None)
 
 
 def remove_checkpoint(store: ObjectStore, folder: str) -> None:

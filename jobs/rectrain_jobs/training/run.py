@@ -64,8 +64,6 @@ def run_worker(job: RecTrainingJob, output_uri: str) -> None:
     tracker = _tracker(job, output, points, uid, lineage, trainer) if ranks.is_first else None
     try:
         metrics = trainer.train()
-        if trainer.progress.stopped_early:
-            display.say(f"stopped early: {trainer.watched} did not get better")
         bundle_uri = f"{output.uri}/{BUNDLE}"
         write_bundle(
             open_store(bundle_uri, storage_options(job)),
@@ -73,7 +71,7 @@ def run_worker(job: RecTrainingJob, output_uri: str) -> None:
             trainer.model_state(),
             features,
             metrics=metrics,
-            lineage=lineage | {"step": trainer.progress.step},
+            lineage=lineage | {"step": trainer.model_step},
             item_counts=trainer.item_counts,
             group=ranks.control,
         )

@@ -176,6 +176,7 @@ class Trainer:
             keep_best=checkpoint.keep_best,
         )
         self.progress = Progress()
+        self.model_step = 0  # the step whose weights the model has when training has ended
         self.throughput = Throughput(spec.training.batch_size * ranks.world_size)
         self.losses = LossMonitor(ranks.device)
         self.last_loss: float | None = None
@@ -205,6 +206,11 @@ class Trainer:
                     if self.is_done():
                         break
         self.display.update(self.snapshot(), now=True)
+        self.model_step = self.progress.step
+        if self.progress.stopped_early:
+            self.display.say(f"stopped early: {self.watched} did not get better")
+        if self.training.early_stopping is not None and self.training.checkpoint.keep_best:
+            self.take_best()
         return self.progress.metrics or {}
 
     def is_done(self) -> bool:
@@ -387,6 +393,17 @@ class Trainer:
             self.losses.restart(saved.marker["lossSum"], saved.marker["lossSteps"])
             self.points.truncate_after(saved.step)
         self.display.say(f"continuing from the checkpoint of step {saved.step} of {self.total_steps}")
+
+    def take_best(self) -> None:
+        """Give the model the weights of the best evaluation, and take its metrics for the final ones."""
+        best = self.checkpointer.best()
+        if best is None or best.step == self.progress.step:
+            return
+        state = {"model": self.model.state_dict()}
+        self.checkpointer.load(best, state)
+        self.model.load_state_dict(state["model"])
+        self.model_step, self.progress.metrics = best.step, best.marker["metrics"]
+        self.display.say(f"the model is that of step {best.step}, where {self.watched} was best")
 
     def state(self) -> dict[str, Any]:
         """Return everything of a checkpoint that is a tensor."""

@@ -113,8 +113,8 @@ class Optimizers(ApiModel):
 class EarlyStopping(ApiModel):
     """Stop when a metric no longer gets better.
 
-    The model bundle and the final metrics are those of the last step; the best weights are kept as a checkpoint, see
-    checkpoint.keepBest.
+    The model bundle and the final metrics are those of the best evaluation; of the last step where its weights were not
+    kept, see checkpoint.keepBest.
     """
 
     metric: Metric
