@@ -15,6 +15,10 @@ from rectrain.api.errors import UserError
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
+_PATIENCE = timedelta(hours=12)
+"""A large bundle is sent to MLflow, and many items are put into an index, by rank 0 while the others wait."""
+
+
 @dataclass(frozen=True)
 class Ranks:
     """Where this process stands among the others.
@@ -60,9 +64,28 @@ class Ranks:
 
     def broadcast(self, value: str | None) -> str | None:
         """Return rank 0's text on every rank."""
-        box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.control)
-        return box[0]
+        return _broadcast(value, self.control)
+
+    def patience(self) -> "Patience":
+        """Return a way to wait for what rank 0 does alone, however long that takes. All ranks call it beforehand."""
+        return Patience(dist.new_group(backend="gloo", timeout=_PATIENCE))
+
+
+@dataclass(frozen=True)
+class Patience:
+    """A group whose ranks wait for rank 0 for longer than they do in training; that it has died they see at once."""
+
+    _group: dist.ProcessGroup
+
+    def broadcast(self, value: str | None) -> str | None:
+        """Return rank 0's text on every rank."""
+        return _broadcast(value, self._group)
+
+
+def _broadcast(value: str | None, group: dist.ProcessGroup) -> str | None:
+    box = [value]
+    dist.broadcast_object_list(box, src=0, group=group)
+    return box[0]
 
 
 @dataclass(frozen=True)

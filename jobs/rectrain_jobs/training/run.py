@@ -82,7 +82,7 @@ def run_worker(job: RecTrainingJob, output_uri: str) -> None:
         if ranks.is_first:
             output.keep(POINTS)
         raise
-    results = None
+    patience, results = ranks.patience(), None
     if ranks.is_first:
         output.write_metrics(metrics)
         output.write_job(job)
@@ -112,7 +112,7 @@ def run_worker(job: RecTrainingJob, output_uri: str) -> None:
         )
         display.stop()
         _report(display, metrics, output, bundle_uri, summary)
-    results = ranks.broadcast(results)
+    results = patience.broadcast(results)
     assert results is not None
     if ranks.local_rank == 0:
         leave_results(results)
