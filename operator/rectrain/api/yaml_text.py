@@ -5,6 +5,11 @@ from typing import Any
 
 import yaml
 
+try:
+    from yaml import CSafeDumper as _SafeDumper  # six times as fast; PyYAML may have been built without it
+except ImportError:
+    from yaml import SafeDumper as _SafeDumper  # type: ignore[assignment]
+
 
 def load_yaml(text: str) -> Any:
     """Return what a YAML or JSON text holds. What an alias repeats is copied, so each place can be changed alone.
@@ -62,7 +67,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(_SafeDumper):
     """YAML in which text that the loader would take for a number is quoted, and nothing is written as an alias."""
 
     def ignore_aliases(self, data: Any) -> bool:

@@ -58,10 +58,28 @@ def kopf_settings(*, namespaced: bool) -> kopf.OperatorSettings:
     wanted.watching.chunk_size = _CHUNK
     wanted.networking.connect_timeout = _CONNECT_SECONDS
     wanted.networking.request_timeout = _REQUEST_SECONDS
+    wanted.persistence.diffbase_storage = _NoDifferences()
     # Filtered by the API server: of a cluster's pods and Jobs, only those of ours come here.
     wanted.watching.label_selectors[_resource(Kind.POD)] = CHILD_NAME_LABEL
     wanted.watching.label_selectors[_resource(Kind.CONVERSION)] = CONVERSION_LABELS
     return wanted
+
+
+class _NoDifferences(kopf.DiffBaseStorage):
+    """Keeps kopf from copying each object that it tells of, for handlers of changes, of which there are none here.
+
+    That is a quarter of the controller's work when many jobs come at once.
+    """
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        """Take nothing of an object for what a change would be told by."""
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> None:
+        """Know nothing of an object as it was."""
+
+    def store(self, **_: Any) -> None:
+        """Keep nothing in the object."""
 
 
 async def watch(store: Store, queue: WorkQueue[Key], namespaces: Sequence[str], identity: str) -> None:

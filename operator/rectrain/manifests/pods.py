@@ -6,7 +6,7 @@ from typing import Any
 from rectrain.api.data import SecretRef
 from rectrain.api.job import RecTrainingJob
 from rectrain.api.pod_template import CONTAINER, JOB_FOLDER, VOLUME_PREFIX, list_key
-from rectrain.manifests.config_map import JOB_FILE, config_map
+from rectrain.manifests.config_map import JOB_FILE, config_map_name
 from rectrain.manifests.metadata import labels_of
 from rectrain.manifests.settings import Settings
 
@@ -54,7 +54,7 @@ def pod_template(
             },
             "containers": [_merged({"name": container["name"], **_every_container(job, settings)}, container)],
             "volumes": [
-                {"name": f"{VOLUME_PREFIX}job", "configMap": {"name": config_map(job, settings)["metadata"]["name"]}},
+                {"name": f"{VOLUME_PREFIX}job", "configMap": {"name": config_map_name(job, settings)}},
                 {"name": f"{VOLUME_PREFIX}tmp", "emptyDir": {}},
             ],
         },
