@@ -32,7 +32,7 @@ def test_raw_data_become_a_model_with_its_record(place: Place) -> None:
     stored = json.load(s3.get_object(Bucket=place.bucket, Key="runs/cds/metrics.json")["Body"])
     assert {m["name"]: m["value"] for m in results["metrics"]} == pytest.approx(stored) and stored["recall@20"] > 0
     bundle = {one["Key"] for one in s3.list_objects_v2(Bucket=place.bucket, Prefix="runs/cds/bundle/")["Contents"]}
-    parts = ("bundle.json", "weights/rank-00000.safetensors", "weights/rank-00001.safetensors")
+    parts = ("bundle.json", "weights/rank-00000-00000.safetensors", "weights/rank-00001-00000.safetensors")
     assert bundle >= {f"runs/cds/bundle/{part}" for part in parts}, "each pod has written its part"
 
     run = mlflow.MlflowClient(services.MLFLOW_URL).get_run(results["mlflowRunId"])

@@ -93,7 +93,12 @@ def test_a_run_that_has_ended_shows_its_results_and_that_its_data_have_changed(t
 
 def test_only_what_a_run_wrote_is_removed(tmp_path):
     others = ("job-of-mine.yaml", "data/train.txt", "checkpoints/notes.txt")
-    ours = ("plan.json", "points.partial", "bundle/weights/rank-00000.safetensors", "checkpoints/step-0000000003/x")
+    ours = (
+        "plan.json",
+        "points.partial",
+        "bundle/weights/rank-00000-00000.safetensors",
+        "checkpoints/step-0000000003/x",
+    )
     output(tmp_path).identity(job())
     for name in (*others, *ours):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,17 @@ import shutil
 
 import pytest
 import torch
-from training_runs import dlrm_job, ended_run, mind_job, predictions_of, two_tower_job
+from training_runs import (
+    SMALL_FILE_BYTES,
+    dlrm_job,
+    ended_run,
+    mind_job,
+    predictions_of,
+    succeed,
+    two_tower_job,
+    weights_of,
+    write_small_files,
+)
 
 from rectrain.api import UserError
 from rectrain_jobs.bundle import load_bundle
@@ -32,7 +42,7 @@ def test_every_rank_wrote_the_rows_that_it_held(make, tmp_path_factory):
         wrote = {(part["file"], *part["offsets"], *part["sizes"]) for part in weights[name]["parts"]}
         assert wrote == {
             (
-                f"weights/rank-{shard['rank']:05d}.safetensors",
+                f"weights/rank-{shard['rank']:05d}-00000.safetensors",
                 shard["rows"][0],
                 shard["columns"][0],
                 shard["rows"][1],
@@ -41,6 +51,20 @@ def test_every_rank_wrote_the_rows_that_it_held(make, tmp_path_factory):
             for shard in table["shards"]
         }
     assert {shard["rank"] for table in tables for shard in table["shards"]} == {0, 1}
+
+
+def test_weights_that_do_not_fit_one_file_are_in_several(tmp_path_factory, tmp_path):
+    job, output, _ = ended_run(tmp_path_factory, dlrm_job)
+    succeed(job, tmp_path / "out", watch=write_small_files)
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "out/bundle/weights").iterdir()}
+    assert {"rank-00000-00002.safetensors", "rank-00001-00002.safetensors"} <= sizes.keys()
+    # A row that is longer is a file of its own, and safetensors adds a header of names.
+    assert max(sizes.values()) < SMALL_FILE_BYTES + 2000
+    whole, cut = weights_of(output), weights_of(tmp_path / "out")
+    assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
+    before, after = (load_bundle(str(folder / "bundle")) for folder in (output, tmp_path / "out"))
+    for name, value in after.model.state_dict().items():
+        assert torch.equal(value, before.model.state_dict()[name])
 
 
 def change_json(file, change):
@@ -72,18 +96,18 @@ DAMAGES = {
     "no index": (lambda b: (b / "weights.json").unlink(), r"is no model bundle: it has no weights\.json"),
     "a parameter less": (lambda b: change_json(b / "weights.json", drop_a_parameter), "which the model has"),
     "weights missing": (
-        lambda b: (b / "weights/rank-00001.safetensors").unlink(),
-        r"rank-00001\.safetensors: cannot be read",
+        lambda b: (b / "weights/rank-00001-00000.safetensors").unlink(),
+        r"rank-00001-00000\.safetensors: cannot be read",
     ),
     "weights cut off": (
-        lambda b: (b / "weights/rank-00000.safetensors").write_bytes(
-            (b / "weights/rank-00000.safetensors").read_bytes()[:-20]
+        lambda b: (b / "weights/rank-00000-00000.safetensors").write_bytes(
+            (b / "weights/rank-00000-00000.safetensors").read_bytes()[:-20]
         ),
-        r"rank-00000\.safetensors: is damaged: its SHA-256 is",
+        r"rank-00000-00000\.safetensors: is damaged: its SHA-256 is",
     ),
     "a weight changed": (
-        lambda b: change_last_byte(b / "weights/rank-00000.safetensors"),
-        r"rank-00000\.safetensors: is damaged: its SHA-256 is",
+        lambda b: change_last_byte(b / "weights/rank-00000-00000.safetensors"),
+        r"rank-00000-00000\.safetensors: is damaged: its SHA-256 is",
     ),
 }
 

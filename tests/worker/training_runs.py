@@ -282,6 +282,16 @@ def be_alone_in_a_pod() -> None:
     os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
 
 
+SMALL_FILE_BYTES = 300
+
+
+def write_small_files() -> None:
+    """Write so few weights to a file of the bundle, for `train`."""
+    from rectrain_jobs.bundle import writing
+
+    writing.FILE_BYTES = SMALL_FILE_BYTES
+
+
 def look_on() -> None:
     """Print the rows of every batch, and save what the trained model says of some rows beside the output."""
     import torch

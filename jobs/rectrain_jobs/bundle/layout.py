@@ -1,7 +1,8 @@
 """What is where in a bundle.
 
 ``bundle.json`` says what the bundle is and is written last: without it there is no bundle. ``weights.json`` lists the
-parts of every parameter; the parts are in ``weights/rank-<number>.safetensors``, one file for each rank that trained.
+parts of every parameter; the parts are in ``weights/rank-<rank>-<number>.safetensors``, one file or more for each rank
+that trained.
 ``features.json`` and its vocabularies are those that the training data was made with. A retrieval model also has
 ``item_counts.safetensors``: how many training rows have each item.
 """
@@ -18,9 +19,9 @@ INDEX = "weights.json"
 ITEM_COUNTS = "item_counts.safetensors"
 
 
-def weights_file(rank: int) -> str:
-    """Return the key of a rank's weights."""
-    return f"weights/rank-{rank:05d}.safetensors"
+def weights_file(rank: int, number: int) -> str:
+    """Return the key of a file of a rank's weights."""
+    return f"weights/rank-{rank:05d}-{number:05d}.safetensors"
 
 
 class Part(ApiModel):

@@ -1,7 +1,8 @@
 """Write a bundle: every rank writes the rows that it holds, rank 0 the rest, bundle.json last."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import safetensors.torch
@@ -22,6 +23,9 @@ from rectrain_jobs.bundle.layout import (
 )
 from rectrain_jobs.features import FeatureSet
 from rectrain_jobs.storage import ObjectStore
+
+FILE_BYTES = 1 << 28
+"""Weights in one file, at most. Each file is made in memory, beside tables that fill it."""
 
 
 def write_bundle(
@@ -52,13 +56,7 @@ def write_bundle(
         store.delete([MANIFEST])
         store.delete_prefix("weights")
     dist.barrier(group=group)
-    parameters, tensors = _own_parts(state, rank)
-    files: dict[str, str] = {}
-    if tensors:
-        data = safetensors.torch.save(tensors)
-        store.write_bytes(weights_file(rank), data)
-        files[weights_file(rank)] = hashlib.sha256(data).hexdigest()
-    own = WeightsIndex(files=files, parameters=parameters).model_dump()
+    own = _write_own(store, state, rank).model_dump()
     of_ranks: list[dict[str, Any] | None] = [None] * dist.get_world_size(group) if rank == 0 else []
     dist.gather_object(own, of_ranks if rank == 0 else None, group=group)
     if rank == 0:
@@ -80,9 +78,58 @@ def write_bundle(
     dist.barrier(group=group)
 
 
-def _own_parts(state: Mapping[str, Any], rank: int) -> tuple[dict[str, Parameter], dict[str, torch.Tensor]]:
-    parameters: dict[str, Parameter] = {}
-    tensors: dict[str, torch.Tensor] = {}
+@dataclass(frozen=True)
+class _Piece:
+    """Rows of a parameter that go into one file.
+
+    Attributes:
+        name: Name of the parameter.
+        shape: Shape of the whole parameter.
+        values: The rows, wherever they are.
+        offsets: Where they begin in the parameter.
+    """
+
+    name: str
+    shape: list[int]
+    values: torch.Tensor
+    offsets: list[int]
+
+    @property
+    def key(self) -> str:
+        """Name in the file."""
+        return f"{self.name}@{','.join(map(str, self.offsets))}"
+
+
+def _write_own(store: ObjectStore, state: Mapping[str, Any], rank: int) -> WeightsIndex:
+    """Write the rows that this rank holds, a file at a time, and return what is where."""
+    index = WeightsIndex(files={}, parameters={})
+    for number, pieces in enumerate(_files(_pieces(state, rank))):
+        file = weights_file(rank, number)
+        data = safetensors.torch.save({p.key: p.values.detach().cpu().contiguous().clone() for p in pieces})
+        store.write_bytes(file, data)
+        index.files[file] = hashlib.sha256(data).hexdigest()
+        for piece in pieces:
+            dtype = str(piece.values.dtype).removeprefix("torch.")
+            whole = index.parameters.setdefault(piece.name, Parameter(shape=piece.shape, dtype=dtype, parts=[]))
+            sizes = list(piece.values.shape)
+            whole.parts.append(Part(file=file, tensor=piece.key, offsets=piece.offsets, sizes=sizes))
+    return index
+
+
+def _files(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
+    """Put pieces together that go into one file."""
+    file: list[_Piece] = []
+    for piece in pieces:
+        if file and sum(p.values.nbytes for p in file) + piece.values.nbytes > FILE_BYTES:
+            yield file
+            file = []
+        file.append(piece)
+    if file:
+        yield file
+
+
+def _pieces(state: Mapping[str, Any], rank: int) -> Iterator[_Piece]:
+    """Cut the blocks of parameters that this rank is to write into pieces that fit a file."""
     for name, value in state.items():
         blocks: list[tuple[torch.Tensor, list[int]]] = []
         if isinstance(value, ShardedTensor):
@@ -92,15 +139,13 @@ def _own_parts(state: Mapping[str, Any], rank: int) -> tuple[dict[str, Parameter
             shape = list(value.shape)
             if rank == 0:  # the same on all ranks
                 blocks = [(value, [0] * value.ndim)]
-        parts = []
         for tensor, offsets in blocks:
-            key = f"{name}@{','.join(map(str, offsets))}"
-            tensors[key] = tensor.detach().cpu().contiguous().clone()
-            parts.append(Part(file=weights_file(rank), tensor=key, offsets=offsets, sizes=list(tensor.shape)))
-        if parts:
-            dtype = str(blocks[0][0].dtype).removeprefix("torch.")
-            parameters[name] = Parameter(shape=shape, dtype=dtype, parts=parts)
-    return parameters, tensors
+            if tensor.nbytes <= FILE_BYTES or tensor.ndim == 0:
+                yield _Piece(name, shape, tensor, offsets)
+                continue
+            rows = max(1, FILE_BYTES // tensor[0].nbytes)
+            for first in range(0, len(tensor), rows):
+                yield _Piece(name, shape, tensor[first : first + rows], [offsets[0] + first, *offsets[1:]])
 
 
 def _merge(of_ranks: list[WeightsIndex]) -> WeightsIndex:
