@@ -5,13 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from rectrain.api import UserError, parse_job
 from rectrain.api.job import RecTrainingJob
-from rectrain_jobs.data.mds import MDSDataset
+from rectrain_jobs.data.batch import Batch
+from rectrain_jobs.data.mds import MDSDataset, Position
 from rectrain_jobs.data.writer import ShardWriter
 from rectrain_jobs.storage import LocalStore
-from rectrain_jobs.training.data import RowChecker, item_columns, open_dataset
+from rectrain_jobs.training.data import RowChecker, TrainingData, item_columns, open_dataset
+from rectrain_jobs.training.distributed import Ranks
 
 NAMES = ["user_id", "item_id", "history", "age", "click", "kind", "tags"]
 
@@ -110,3 +113,13 @@ def test_data_are_told_apart_by_what_they_hold_and_not_by_the_names_of_their_sha
         digests.append((index.digest, index.content_digest))
     (first, same), (second, again), (_, other) = digests
     assert first != second and same == again != other
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", 0), ("cuda", 1)])
+def test_batches_for_a_gpu_are_in_page_locked_memory(device, pinned, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(Batch, "pin_memory", lambda batch: (calls.append(batch), batch)[1])  # needs a driver
+    write(tmp_path, columns())
+    data = TrainingData(job(tmp_path), Ranks(0, 1, 0, 1, torch.device(device), control=None))
+    batches = [batch.batch for batch in data.epoch(Position(), 0)]
+    assert len(batches) == 1 and len(calls) == pinned

@@ -232,7 +232,9 @@ class TrainingData:
     def _build(self, rows: ColumnBatch, step: int) -> Batch:
         self._checker.check(rows.columns, rows.sample_ids)
         negatives = None if self._negatives is None else self._negatives.draw(step, self._ranks.rank)
-        return self._builder.build(rows.columns, rows.mask, negatives)
+        batch = self._builder.build(rows.columns, rows.mask, negatives)
+        # The pipeline copies a batch to the GPU while it computes on another, if it can.
+        return batch.pin_memory() if self._ranks.device.type == "cuda" else batch
 
 
 class UniformNegatives:
