@@ -331,10 +331,11 @@ CASES = {
         Observed(child=child(), pods=(pod(), pod("clicks-worker-0", disruption="EvictionByEvictionAPI"))),
         conditions={C.RUNNING: ("True", "Training")},
     ),
-    "elastic workers go on without a node": Case(
+    "elastic workers wait in vain as well, and start again with those that there are": Case(
         job(status(C.RUNNING, **STARTED), workers={"replicas": 2, "elastic": {"minReplicas": 1, "maxReplicas": 2}}),
         Observed(child=child(), pods=(pod(unreachable=True, disruption="DeletionByTaintManager"), pod("w"))),
-        conditions={C.RUNNING: ("True", "Training")},
+        conditions={C.RESTARTING: ("True", "DeletionByTaintManager")},
+        status={"restarts": 0, "attempt": 1},
     ),
     "a pod that nobody can stop is named": Case(
         job(status(C.RESTARTING, attempt=1)),

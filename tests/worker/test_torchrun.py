@@ -101,6 +101,42 @@ def test_the_first_process_of_a_container_ends_as_its_child(tmp_path: Path, work
         first.wait()
 
 
+JOINING = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+open(f"{os.environ['RANK']} of {os.environ['WORLD_SIZE']}", "w").close()
+if os.environ["WORLD_SIZE"] == "1":
+    time.sleep(600)
+"""
+
+
+def test_a_pod_that_comes_later_is_taken_in(tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    file = script(tmp_path, JOINING)
+    # What the training operator gives to the pods of an elastic job.
+    shared = {"PET_RDZV_BACKEND": "c10d", "PET_RDZV_ENDPOINT": f"localhost:{port}", "PET_NNODES": "1:2"}
+    shared |= {"PET_NPROC_PER_NODE": "1", "PET_RDZV_CONF": "last_call_timeout=1"}
+
+    def start() -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "rectrain_jobs.training.torchrun", "--shutdown-timeout=60", str(file)]
+        return subprocess.Popen(command, env={**os.environ, **shared}, cwd=tmp_path)
+
+    pods = [start()]
+    try:
+        while not (tmp_path / "0 of 1").exists():
+            assert pods[0].poll() is None
+            time.sleep(0.05)
+        pods.append(start())
+        assert [pod.wait(timeout=300) for pod in pods] == [0, 0]
+    finally:
+        for pod in pods:
+            pod.kill()
+            pod.wait()
+    assert (tmp_path / "0 of 2").exists() and (tmp_path / "1 of 2").exists()
+
+
 def test_pods_of_a_pytorchjob_form_one_group(tmp_path: Path) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -112,12 +112,13 @@ def test_one_rank_with_the_whole_batch_continues_a_run_of_two(cut_off, tmp_path)
 
 def test_a_run_that_continues_on_fewer_ranks_ends_with_its_last_epoch(cut_off, tmp_path):
     job, begun, _ = cut_off
-    shutil.copytree(begun, tmp_path / "out")
-    resumed = succeed(job, tmp_path / "out", ranks=1, overrides=["workers.replicas=1"])
-    # 32 of the second epoch's 203 rows are done; 171 are 11 batches of one rank.
-    assert "continuing from the checkpoint of step 8 of 19" in resumed.printed[0]
-    assert max(points_of(tmp_path / "out")) == 19
-    marker = json.loads((tmp_path / "out/checkpoints/step-0000000019/complete.json").read_text())
+    shutil.copytree(begun / "checkpoints", tmp_path / "out" / "checkpoints")
+    resumed = succeed(job, tmp_path / "out", ranks=1, overrides=["workers.replicas=1", "training.batchSize=4"])
+    # 32 of the second epoch's 203 rows are done; 171 are 43 batches of one rank.
+    assert "continuing from the checkpoint of step 8 of 51" in resumed.printed[0]
+    assert "epoch 2/2  step 51/51" in resumed.printed[0]
+    assert max(points_of(tmp_path / "out")) == 51
+    marker = json.loads((tmp_path / "out/checkpoints/step-0000000051/complete.json").read_text())
     assert (marker["position"]["epoch"], marker["position"]["sample_in_epoch"]) == (2, 0)
 
 

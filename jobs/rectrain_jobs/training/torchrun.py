@@ -4,6 +4,7 @@ torchrun itself exits with 1 whatever happened. Whoever watches a pod has to tel
 from a lost peer, and a checkpoint that was saved on SIGTERM from a failure.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -21,6 +22,8 @@ def main(args: Sequence[str] | None = None) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
+    # Else the agents tell each other where rank 0 is only once, and one that joins later waits for that in vain.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     try:
         torchrun(args)
     except ChildFailedError as error:

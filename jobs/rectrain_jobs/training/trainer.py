@@ -429,7 +429,7 @@ class Trainer:
             step=self.progress.step,
             total_steps=self.total_steps,
             epoch=self.progress.position.epoch,
-            epochs=-(-self.total_steps // self.steps_in_epoch),
+            epochs=-(-(self.total_steps - self.progress.extra_steps) // self.steps_in_epoch),
             loss=self.last_loss,
             examples_per_second=self.throughput.rate,
             rows_per_step=self.training.batch_size * self.ranks.world_size,

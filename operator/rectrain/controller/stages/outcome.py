@@ -46,10 +46,9 @@ def take_outcome(draft: Draft) -> bool:
 def _has_lost_a_pod(draft: Draft) -> bool:
     """Return whether a pod was given up with its node, while the others run on and wait for it in vain.
 
-    They would find out by themselves only by the time-out of a collective. Elastic workers find out sooner, and go on
-    without it.
+    They would find out by themselves only by the time-out of a collective, elastic ones too.
     """
-    return draft.definition.spec.workers.elastic is None and any(p.disruption and p.unreachable for p in draft.pods)
+    return any(p.disruption and p.unreachable for p in draft.pods)
 
 
 def _awaits_others(draft: Draft, failure: Failure) -> bool:
