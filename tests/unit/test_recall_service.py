@@ -1,5 +1,6 @@
 """The recall service's calls, on bundles of small models, each answer against a plain search."""
 
+import asyncio
 import json
 import shutil
 
@@ -28,7 +29,7 @@ from fastapi.testclient import TestClient
 from rectrain.api import UserError
 from rectrain_jobs.retrieval.faiss_store import FaissStore
 from rectrain_jobs.retrieval.publishing import publish
-from rectrain_jobs.serving.access import Access
+from rectrain_jobs.serving.access import Access, BodyLimit
 from rectrain_jobs.serving.encoder import EncodedUser
 from rectrain_jobs.serving.recall_app import AppSettings, Limits, recall_app
 from rectrain_jobs.serving.recall_model import RecallModel
@@ -192,6 +193,10 @@ ATTRIBUTES = {
     "price": [i / 2 if i != 7 else None for i in range(ITEMS + 1)],
     "stock": [*range(ITEMS), 5],
     "new": [i % 2 == 0 for i in range(ITEMS + 1)],
+    "code": [2**62 + i for i in range(ITEMS + 1)],  # float64 does not tell them apart
+    "hash": pa.array([2**63 + i for i in range(ITEMS + 1)], pa.uint64()),
+    "weight": pa.array([i / 10 for i in range(ITEMS + 1)], pa.float32()),
+    "half": pa.array(np.arange(ITEMS + 1) / 10, pa.float16()),
 }
 FILTERS = [
     ({"brand": {"in": ["b1", "b7"]}}, lambda i: i % 3 == 1),
@@ -201,6 +206,21 @@ FILTERS = [
     ({"stock": {"gte": 30}, "new": {"in": [True]}}, lambda i: i >= 30 and i % 2 == 0),
     ({"stock": {"in": [3, 4.0, 5.5]}}, lambda i: i in (3, 4)),
     ({"stock": {"gt": 1000}}, lambda i: False),
+    ({"stock": {"gt": 2.5, "lte": 5.5}}, lambda i: 3 <= i <= 5),
+    ({"stock": {"gte": -2.5, "lt": 3.5}}, lambda i: i <= 3),
+    ({"stock": {"lt": 10**400}}, lambda i: True),
+    ({"stock": {"lt": -1e300}}, lambda i: False),
+    ({"price": {"lt": 10**400, "gt": -(10**400)}}, lambda i: i != 7),
+    ({"price": {"in": [1.5, 10**400]}}, lambda i: i == 3),
+    ({"code": {"gt": 2**62 + 3, "lte": 2**62 + 5}}, lambda i: i in (4, 5)),
+    ({"code": {"lt": 2**62 + 2}}, lambda i: i < 2),
+    ({"hash": {"gte": 2**63 + 38}}, lambda i: i >= 38),
+    ({"hash": {"in": [2**63 + 5]}}, lambda i: i == 5),
+    ({"weight": {"in": [0.3]}}, lambda i: i == 3),
+    ({"weight": {"gte": 0.3, "lte": 0.7}}, lambda i: 3 <= i <= 7),
+    ({"weight": {"lt": 1e300}}, lambda i: True),
+    ({"half": {"in": [0.3, 1e300]}}, lambda i: i == 3),
+    ({"half": {"not_in": [0.3], "lt": 0.5}}, lambda i: i < 5 and i != 3),
 ]
 
 
@@ -228,10 +248,10 @@ WRONG = [
     ({"hist_item": [[1]], "topk": 3}, "topk: Extra inputs are not permitted"),
     ({"hist_item": [[1]] * 4}, "hist_item: is of 4 users; the service takes up to 3"),
     ({"hist_item": [[1], [1] * 6]}, "hist_item.1: has 6 items; the service takes up to 5"),
-    ({"hist_item": [1]}, "hist_item.0: Input should be a valid list"),
-    ({"hist_item": [[True]]}, "hist_item.0.0.int: Input should be a valid integer"),
-    ({"hist_item": [[1.5]]}, "hist_item.0.0.int: Input should be a valid integer"),
-    ({"hist_item": [[""]]}, "hist_item.0.0.constrained-str: String should have at least 1 character"),
+    ({"hist_item": [1]}, "hist_item.0: Input should be a valid array"),
+    ({"hist_item": [[True]]}, "hist_item.0.0: must be an integer or text of 1 to 512 characters"),
+    ({"hist_item": [[1.5]]}, "hist_item.0.0: must be an integer or text of 1 to 512 characters"),
+    ({"hist_item": [[""]]}, "hist_item.0.0: must be an integer or text of"),
     ({"hist_item": []}, "hist_item or user_features: must have a user or more"),
     ({}, "hist_item: is required: the model goes by the items that a user took"),
     ({"hist_item": [[1]], "user_features": [{}, {}]}, "user_features: is of 2 users and hist_item of 1"),
@@ -245,6 +265,7 @@ WRONG = [
     ({"hist_item": [[1]], "filter": {"stock": {"in": ["x"]}}}, "filter.stock: is compared with 'x', and it is of"),
     ({"hist_item": [[1]], "filter": {"stock": {"in": [2**70]}}}, "filter.stock: a value does not fit its type int64"),
     ({"hist_item": [[1]], "filter": {"price": {"in": []}}}, "filter.price.in: List should have at least 1 item"),
+    ({"hist_item": [[1]], "filter": {"price": {"gt": True}}}, "filter.price.gt: must be a finite number"),
 ]
 
 
@@ -268,7 +289,64 @@ def test_a_body_has_its_limit(mind, serve):
     assert answer.status_code == 200
     assert client.post("/rec/recall", content=b"{").json()["detail"].startswith("body: must be JSON with Content-Type")
     broken = client.post("/rec/recall", content=b"{", headers={"Content-Type": "application/json"})
-    assert broken.status_code == 422 and "JSON decode error" in broken.json()["detail"]
+    assert broken.status_code == 422 and broken.json()["detail"].startswith("body: is no JSON: EOF")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "body: is no JSON: EOF"),
+        (b"null", "body: Input should be an object"),
+        (b'{"hist_item": [["\xff"]]}', "body: is no JSON: invalid unicode"),
+        (b"[" * 100_000, "body: is no JSON: recursion limit exceeded"),
+        (b'{"hist_item": [[1' + b"0" * 5000 + b"]]}", "body: is no JSON: number out of range"),
+        (b'{"hist_item": [[1]], "filter": {"\\ud800": {"in": [1]}}}', "body: is no JSON: "),
+        (b'{"hist_item": [[NaN]]}', "hist_item.0.0: must be an integer or text of"),
+        (b'{"hist_item": [[1]], "top_k": 1e400}', "top_k: Input should be a valid integer"),
+    ],
+)
+def test_a_body_that_is_no_request_is_told_so(content, message, mind, serve):
+    answer = serve(mind).post("/rec/recall", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422 and answer.json()["detail"].startswith(message), answer.text
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "message"),
+    [
+        ('{"bundle": "a\\u0000b"}', 409, "has a null character"),
+        ('{"\\ud800": 1}', 422, "body: "),
+        ("{", 422, "body: is no JSON: "),
+    ],
+)
+def test_a_wrong_bundle_is_told_what_is_wrong(content, status, message, mind, serve):
+    answer = serve(mind).post("/rec/reload", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == status and message in answer.json()["detail"], answer.text
+
+
+def test_a_defect_is_answered_and_counted(mind, serve, monkeypatch):
+    client = serve(mind)
+    monkeypatch.setattr(type(client.service.current), "answer", lambda *_: 1 / 0)
+    assert recall(client, 500, hist_item=[[1]])["detail"] == "an error of the service itself, which its log has"
+    assert 'rectrain_recall_requests_total{code="500",path="/rec/recall"} 1.0' in client.get("/metrics").text
+
+
+def test_a_body_that_does_not_come_is_not_waited_for():
+    sent = []
+
+    async def receive():
+        if sent:
+            raise AssertionError("asked for more")
+        await asyncio.sleep(3600)
+
+    async def send(message):
+        sent.append(message)
+
+    async def app(*_):
+        raise AssertionError("there is no body")
+
+    headers = [(b"content-length", b"9")]
+    asyncio.run(BodyLimit(app, most=10, seconds=0.01)({"type": "http", "headers": headers}, receive, send))
+    assert sent[0]["status"] == 408 and b"did not come within 0.01 seconds" in sent[1]["body"]
 
 
 TOKEN, ADMIN = "t" * 16, "a" * 16

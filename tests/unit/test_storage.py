@@ -29,7 +29,20 @@ def test_uris_are_understood(uri, expected):
     assert store.uri_of("k/x") == f"{expected}/k/x"
 
 
-@pytest.mark.parametrize("uri", ["gs://bucket/x", "s3:///x", "file://data/x", "https://host/x", ""])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "gs://bucket/x",
+        "s3:///x",
+        "file://data/x",
+        "https://host/x",
+        "",
+        "s3://[x",
+        "a\0b",
+        "file:///a%00b",
+        "~nobody-of-that-name/x",
+    ],
+)
 def test_other_uris_are_refused_in_one_line(uri):
     with pytest.raises(UserError, match="storage URI") as caught:
         open_store(uri)

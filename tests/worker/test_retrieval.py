@@ -279,6 +279,16 @@ def test_an_exact_index_finds_the_same_however_many_queries_come_at_once(queries
     assert (found.ids[:, depth:] == -1).all() and np.isneginf(found.scores[:, depth:]).all()
 
 
+@given(st.integers(1, 400), st.integers(1, 30), st.integers(1, 50), st.floats(0, 1), st.integers(0, 2**32 - 1))
+@settings(deadline=None)
+def test_the_highest_scores_are_found_whatever_lies_beside_them(count, k, values, share, seed):
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, values, count).astype(np.float32)
+    scores[rng.random(count) > share] = -np.inf
+    k = min(k, count)
+    assert faiss_index.highest(scores, k).tolist() == np.argsort(-scores, kind="stable")[:k].tolist()
+
+
 def test_an_index_of_an_unknown_algorithm_is_refused(tmp_path):
     store = FaissStore(open_folder(str(tmp_path)))
     name = publish(store, items_of("a"), keep=1).name

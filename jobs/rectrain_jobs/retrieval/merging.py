@@ -63,11 +63,13 @@ def merge(hits: Hits, k: int, excluded: Collection[int] = ()) -> tuple[Ids, Vect
     """
     ids, scores = hits.ids.ravel(), hits.scores.ravel()
     order = np.argsort(-scores, kind="stable")
-    ids, scores = ids[order], scores[order]
-    _, first = np.unique(ids, return_index=True)
-    kept = np.sort(first)
-    kept = kept[ids[kept] >= 0]
-    if excluded:
-        kept = kept[~np.isin(ids[kept], np.fromiter(excluded, np.int64))]
-    kept = kept[:k]
-    return ids[kept], scores[kept]
+    known = {-1, *excluded}  # -1 is no item
+    kept = []
+    for position, item in enumerate(ids[order].tolist()):
+        if item not in known:
+            known.add(item)
+            kept.append(position)
+            if len(kept) == k:
+                break
+    chosen = order[kept]
+    return ids[chosen], scores[chosen]

@@ -1,5 +1,6 @@
 """Who may call what: bearer tokens, and a limit to the size of bodies."""
 
+import asyncio
 import hmac
 import ipaddress
 from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
@@ -102,9 +103,14 @@ def _bearer_token(scope: Scope) -> str | None:
     return None
 
 
+def problem(detail: str) -> bytes:
+    """Return the body that says what is wrong. Callers' own text may be in it, and need not be text in UTF-8."""
+    return orjson.dumps({"detail": detail.encode(errors="backslashreplace").decode()})
+
+
 async def send_problem(send: Send, status: int, detail: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
     """Answer a request with what is wrong."""
-    body = orjson.dumps({"detail": detail})
+    body = problem(detail)
     kind, length = (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())
     await send({"type": "http.response.start", "status": status, "headers": [kind, length, *headers]})
     await send({"type": "http.response.body", "body": body})
@@ -143,17 +149,19 @@ def is_loopback(host: str) -> bool:
 
 
 class BodyLimit:
-    """Refuses bodies over a size, by their header before they are read, and while they are read.
+    """Reads bodies, and refuses those over a size, by their header before they are read, and those that do not come.
 
     Args:
-        app: The application.
+        app: The application; it finds a body as one message.
         most: Bytes.
+        seconds: Time in which a body has to come.
     """
 
-    def __init__(self, app: App, most: int) -> None:
+    def __init__(self, app: App, most: int, seconds: float = 30.0) -> None:
         """Hold the application."""
         self._app = app
         self._most = most
+        self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
@@ -164,20 +172,23 @@ class BodyLimit:
         if length.isdigit() and int(length) > self._most:
             await self._refuse(send)
             return
-        if length:
-            await self._app(scope, receive, send)  # the server reads no more than the header says
-            return
         body = bytearray()
         more = True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > self._most:
-                await self._refuse(send)
-                return
+        try:
+            async with asyncio.timeout(self._seconds):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return
+                    body += message.get("body", b"")
+                    more = message.get("more_body", False)
+                    if len(body) > self._most:
+                        await self._refuse(send)
+                        return
+        except TimeoutError:
+            detail = f"the body did not come within {self._seconds:g} seconds"
+            await send_problem(send, 408, detail, [(b"connection", b"close")])
+            return
         whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
         async def read() -> Message:

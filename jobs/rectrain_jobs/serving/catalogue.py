@@ -1,5 +1,6 @@
 """What is known of items besides their vectors: names, popularity, attributes that requests filter by."""
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -149,38 +150,67 @@ class Attributes:
         mask = column.is_valid()
         for values, wanted in ((condition.in_, True), (condition.not_in, False)):
             if values is not None:
-                found = pc.is_in(column, value_set=_of_type(name, values, column.type))
+                found = _is_in(name, column, values)
                 mask = pc.and_(mask, found if wanted else pc.invert(found))
+        met: Mask = mask.to_numpy(zero_copy_only=False)
         for bound, compare in (
-            (condition.gt, pc.greater),
-            (condition.gte, pc.greater_equal),
-            (condition.lt, pc.less),
-            (condition.lte, pc.less_equal),
+            (condition.gt, np.greater),
+            (condition.gte, np.greater_equal),
+            (condition.lt, np.less),
+            (condition.lte, np.less_equal),
         ):
             if bound is not None:
-                if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-                    raise UserError(f"filter.{name}: is compared with {bound}, and it is no number but {column.type}")
-                met = compare(column.cast(pa.float64()), pa.scalar(float(bound), pa.float64()))
-                mask = pc.and_(mask, pc.fill_null(met, False))
-        held: Mask = mask.to_numpy(zero_copy_only=False)
-        return held
+                met = met & compare(*_comparable(name, column, bound, up=compare in (np.greater_equal, np.less)))
+        return met
 
 
-def _of_type(name: str, values: list[Any], kind: Any) -> Any:
+def _comparable(name: str, column: Any, bound: int | float, up: bool) -> tuple[Any, Any]:
+    """Return a column's numbers, whatever where there are none, and what they are compared with.
+
+    Whole numbers are compared as such, as float64 does not tell large ones apart; a bound with a fraction is taken to
+    the next whole number, up or down. Others are compared in the column's own precision, in which 0.3 is 0.3.
+    """
+    kind = column.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise UserError(f"filter.{name}: is compared with {bound!r:.80}, and it is no number but {kind}")
+    values = column.fill_null(0).to_numpy(zero_copy_only=False)
+    if pa.types.is_integer(kind):
+        return values, bound if isinstance(bound, int) else (math.ceil if up else math.floor)(bound)
+    return values, _float_of(bound, values.dtype)
+
+
+def _float_of(value: int | float, kind: npt.DTypeLike) -> Any:
+    """Return a number as a type has it: infinite where it is too large."""
+    try:
+        exact = float(value)
+    except OverflowError:
+        exact = math.inf if value > 0 else -math.inf
+    with np.errstate(over="ignore"):
+        return np.array(exact).astype(kind)[()]
+
+
+def _is_in(name: str, column: Any, values: list[Any]) -> Any:
+    """Return by position whether the column's value is one of those given."""
+    kind = column.type
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     expected: tuple[type, ...] = (str,) if is_text else (bool,) if pa.types.is_boolean(kind) else (int, float)
     for value in values:
         if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
             raise UserError(f"filter.{name}: is compared with {value!r:.80}, and it is of type {kind}")
+    if pa.types.is_floating(kind):
+        numbers = column.fill_null(0).to_numpy(zero_copy_only=False)
+        return pa.array(np.isin(numbers, [_float_of(value, numbers.dtype) for value in values]))
     try:
-        return pa.array(values).cast(kind) if not pa.types.is_integer(kind) else _integers(values, kind)
+        return pc.is_in(
+            column, value_set=pa.array(values, kind) if not pa.types.is_integer(kind) else _integers(values, kind)
+        )
     except (pa.ArrowException, OverflowError):
         raise UserError(f"filter.{name}: a value does not fit its type {kind}") from None
 
 
 def _integers(values: list[Any], kind: Any) -> Any:
     # A number with a fraction is no integer's equal.
-    return pa.array([int(value) for value in values if float(value).is_integer()], kind)
+    return pa.array([int(value) for value in values if isinstance(value, int) or value.is_integer()], kind)
 
 
 def popular_items(counts: npt.NDArray[np.int64], most: int) -> Ids:

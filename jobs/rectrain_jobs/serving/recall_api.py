@@ -1,15 +1,46 @@
 """The bodies of the recall service's calls."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, StringConstraints
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    StringConstraints,
+)
 
 _MAX_TEXT = 512
+
+
+@dataclass(frozen=True)
+class _OrElse:
+    """Says in one message what is wrong with a value of no type of a union, where pydantic says it for each type."""
+
+    message: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        schema: dict[str, Any] = dict(handler(source))
+        return schema | {"custom_error_type": "no_such_value", "custom_error_message": self.message}
+
+
+_TEXT_IS = f"text of 1 to {_MAX_TEXT} characters"
 Text = Annotated[StrictStr, StringConstraints(min_length=1, max_length=_MAX_TEXT)]
-ItemId = StrictInt | Text
+ItemId = Annotated[StrictInt | Text, _OrElse(f"must be an integer or {_TEXT_IS}")]
 """An item as the training data names it."""
-Scalar = StrictBool | StrictInt | StrictFloat | Text
-FeatureValue = Scalar | list[ItemId] | None
+Scalar = Annotated[
+    StrictBool | StrictInt | StrictFloat | Text, _OrElse(f"must be a finite number, true, false or {_TEXT_IS}")
+]
+Number = Annotated[StrictInt | StrictFloat, _OrElse("must be a finite number")]
+FeatureValue = Annotated[
+    StrictBool | StrictInt | StrictFloat | Text | list[ItemId] | None,
+    _OrElse(f"must be a finite number, true, false, {_TEXT_IS}, a list of ids or null"),
+]
 
 
 class _Body(BaseModel):
@@ -25,13 +56,13 @@ class Condition(_Body):
     """One of these values."""
     not_in: Annotated[list[Scalar], Field(min_length=1, max_length=1000)] | None = None
     """None of these values."""
-    gt: StrictInt | StrictFloat | None = None
+    gt: Number | None = None
     """Greater than this number."""
-    gte: StrictInt | StrictFloat | None = None
+    gte: Number | None = None
     """This number or greater."""
-    lt: StrictInt | StrictFloat | None = None
+    lt: Number | None = None
     """Less than this number."""
-    lte: StrictInt | StrictFloat | None = None
+    lte: Number | None = None
     """This number or less."""
 
 
@@ -147,6 +178,8 @@ def shown(errors: list[Any]) -> str:
     """Return pydantic's errors as one line that names the fields."""
     parts = []
     for error in errors[:3]:
+        if error["type"] == "json_invalid":
+            return f"body: is no JSON: {error['ctx']['error']}"
         where = ".".join(str(part) for part in error["loc"] if part != "body")
         parts.append(f"{where or 'body'}: {error['msg']}")
     return "; ".join(parts)

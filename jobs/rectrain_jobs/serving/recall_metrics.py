@@ -1,5 +1,7 @@
 """The recall service's Prometheus metrics. None is labelled with what callers send."""
 
+from collections.abc import Collection
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from rectrain_jobs.serving.access import App, Message, Receive, Scope, Send
@@ -86,12 +88,14 @@ class CountedRequests:
     Args:
         app: The application.
         metrics: Where.
+        paths: The paths that there are. Callers' own are no label: there is no end to them.
     """
 
-    def __init__(self, app: App, metrics: RecallMetrics) -> None:
-        """Hold both."""
+    def __init__(self, app: App, metrics: RecallMetrics, paths: Collection[str]) -> None:
+        """Hold them."""
         self._app = app
         self._metrics = metrics
+        self._paths = frozenset(paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
@@ -99,10 +103,19 @@ class CountedRequests:
             await self._app(scope, receive, send)
             return
 
+        path = scope["path"] if scope["path"] in self._paths else "other"
+        is_answered = False
+
         async def counted(message: Message) -> None:
+            nonlocal is_answered
             if message["type"] == "http.response.start":
-                route = scope.get("route")  # callers' own paths are no label: there is no end to them
-                self._metrics.request("other" if route is None else route.path, message["status"])
+                is_answered = True
+                self._metrics.request(path, message["status"])
             await send(message)
 
-        await self._app(scope, receive, counted)
+        try:
+            await self._app(scope, receive, counted)
+        except Exception:
+            if not is_answered:  # what lies outside answers it
+                self._metrics.request(path, 500)
+            raise

@@ -35,7 +35,12 @@ def open_store(uri: str, options: Storage | None = None) -> ObjectStore:
     Raises:
         StorageError: The URI names no bucket or path, or has another scheme.
     """
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        raise StorageError(f"storage URI {uri!r} is none: {error}") from None
+    if "\0" in unquote(uri):
+        raise StorageError(f"storage URI {uri!r} has a null character; a path has none")
     if parts.scheme == "s3":
         if not parts.netloc:
             raise StorageError(f"storage URI {uri!r} names no bucket; write s3://bucket/prefix")
@@ -51,7 +56,10 @@ def open_store(uri: str, options: Storage | None = None) -> ObjectStore:
         )
     if not uri:
         raise StorageError("storage URI is empty; use s3://bucket/prefix, file:///path or a plain path")
-    return LocalStore(Path(uri).expanduser())
+    try:
+        return LocalStore(Path(uri).expanduser())
+    except RuntimeError:
+        raise StorageError(f"storage URI {uri!r} names the home of a user who is not there") from None
 
 
 def store_at(place: ObjectStore | str | Path) -> ObjectStore:
