@@ -96,6 +96,7 @@ CASES = {
             C.FAILED: ("False", "NotFinished"),
         },
         status={"observed_generation": 1, "attempt": 0, "start_time": T0},
+        again=at(15),
     ),
     "a job that is being deleted is left alone": Case(job(deleting=True), Observed(child=child())),
     "workers run": Case(
@@ -169,7 +170,7 @@ CASES = {
         again=at(100),
     ),
     "a new job's deadline is looked at again when it is due": Case(
-        job(run_policy={"activeDeadlineSeconds": 100}), actions=CREATE, again=at(100)
+        job(run_policy={"activeDeadlineSeconds": 10}), actions=CREATE, again=at(10)
     ),
     "a deadline that is over fails the job": Case(
         job(status(**STARTED), run_policy={"activeDeadlineSeconds": 100}),

@@ -56,6 +56,8 @@ def _create(draft: Draft) -> None:
         return
     draft.actions += [CreateConfigMap(), CreateChild(draft.attempt, suspended=draft.job.queue is not None)]
     _report_phase(draft, suspended=draft.job.queue is not None, phase=Phase.PENDING)
+    if draft.observed.refusal is None:  # the watch of a type that was just installed may tell nothing of it
+        draft.look_again(draft.now + _PODS_PATIENCE[0])
 
 
 def _leave_alone(draft: Draft, child: Child) -> None:
