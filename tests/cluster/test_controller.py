@@ -209,8 +209,8 @@ def test_a_missing_pytorchjob_type_is_said_and_waited_for(tmp_path: Path) -> Non
             place.wait_for("clicks", "Running", "False", "Pending", 60)
             place.set_child("clicks", "Running")
             # The API server may end the storage that a watch of a new type began on, and tell the watch nothing of it.
-            # kopf begins a watch anew that has been silent for 70 s; the second one can meet the same.
-            place.wait_for("clicks", "Running", "True", "Training", 180)
+            # kopf begins a watch anew that has been silent for 70 s, but a job that was just created is looked at.
+            place.wait_for("clicks", "Running", "True", "Training", 60)
 
 
 def without_server_fields(crd: str) -> str:

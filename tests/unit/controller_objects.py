@@ -84,7 +84,14 @@ def pod(name: str = "clicks-master-0", *, exit_code: int | None = None, **fields
 
 def conversion(phase: Phase = Phase.RUNNING, *, owners: tuple[str, ...] = (JOB_UID,), **fields: Any) -> Conversion:
     """Return the job's conversion."""
-    whole = Conversion(name="convert", uid="conversion-uid", owner_uids=frozenset(owners), deleting=False, phase=phase)
+    whole = Conversion(
+        name="convert",
+        uid="conversion-uid",
+        owner_uids=frozenset(owners),
+        deleting=False,
+        phase=phase,
+        config_map="first-0123456789",
+    )
     return replace(whole, **fields)
 
 

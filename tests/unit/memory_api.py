@@ -70,6 +70,10 @@ class MemoryApi:
         self._fail_before(Kind.POD)
         return [copy.deepcopy(raw) for raw in self.pods(key, label)]
 
+    async def list_warnings(self, namespace: str, uid: str) -> list[Raw]:
+        self._fail_before(Kind.EVENT)
+        return []
+
     async def create(self, kind: Kind, body: Raw) -> Raw:
         after = self._fail_before(kind)
         key = key_of(body)
@@ -88,7 +92,7 @@ class MemoryApi:
         self.writes.append(("patch", kind, key))
         found = self._found(kind, key)
         metadata = body["metadata"]
-        if metadata["uid"] != found["metadata"]["uid"]:
+        if metadata.get("uid", found["metadata"]["uid"]) != found["metadata"]["uid"]:
             raise ConflictError(f"{kind} {key}: another uid")
         if (
             metadata.get("resourceVersion", found["metadata"]["resourceVersion"])
@@ -98,7 +102,7 @@ class MemoryApi:
         changed = copy.deepcopy(found)
         if subresource == "status":
             changed["status"] = _merged(changed.get("status") or {}, body["status"])
-        else:  # the only other patch of the controller is one that adds an owner
+        else:  # the only other patches of the controller are those that add an owner
             owners = changed["metadata"].setdefault("ownerReferences", [])
             owners += [o for o in metadata["ownerReferences"] if o["uid"] not in {x["uid"] for x in owners}]
         self._tell_written(kind, found, changed)
@@ -155,13 +159,28 @@ class MemoryApi:
         for (kind, key), raw in list(self.objects.items()):
             if _FOREGROUND in raw["metadata"].get("finalizers", []) and (kind, key) in self.objects:
                 for kind_of_dependent, key_of_dependent in list(self._dependents(raw["metadata"]["uid"])):
-                    self.remove(kind_of_dependent, key_of_dependent, foreground=False)
+                    self._lose_owner(kind_of_dependent, key_of_dependent, raw["metadata"]["uid"])
                 self.remove(kind, key, foreground=False)
         uids = {raw["metadata"]["uid"] for raw in self.objects.values()} | {"foreign-owner"}
         for (kind, key), raw in list(self.objects.items()):
             owners = raw["metadata"].get("ownerReferences") or []
             if owners and not any(owner["uid"] in uids for owner in owners) and (kind, key) in self.objects:
                 self.remove(kind, key, foreground=False)
+
+    def _lose_owner(self, kind: Kind, key: Key, uid: str) -> None:
+        """Take an owner that is being deleted from an object, and the object with it unless it has another."""
+        raw = copy.deepcopy(self.objects[kind, key])
+        going = {
+            owner["metadata"]["uid"]
+            for owner in self.objects.values()
+            if _FOREGROUND in owner["metadata"].get("finalizers", [])
+        }
+        there = {owner["metadata"]["uid"] for owner in self.objects.values()} - going
+        if any(owner["uid"] in there for owner in raw["metadata"]["ownerReferences"]):
+            owners = [owner for owner in raw["metadata"]["ownerReferences"] if owner["uid"] != uid]
+            self.put(kind, {**raw, "metadata": {**raw["metadata"], "ownerReferences": owners}})
+        else:
+            self.remove(kind, key, foreground=False)
 
     def pods(self, job: Key, label: str = CHILD_NAME_LABEL) -> list[dict[str, Any]]:
         """Return the pods that bear a job's name."""

@@ -510,6 +510,27 @@ CASES = {
         "is required: evaluation.metrics are measured on it",
         "data.validation=",
     ),
+    "the tracking server's address holds no password": Case(
+        TWO_TOWER,
+        "tracking.mlflow.trackingUri=https://me:secret@mlflow:5000",
+        "spec.tracking.mlflow.trackingUri",
+        "must hold no user or password: name a Secret by credentialsSecretRef",
+        "tracking.mlflow.trackingUri=https://mlflow:5000/@team",
+    ),
+    "the storage's address holds no password": Case(
+        TWO_TOWER,
+        "data.storage.endpointUrl=http://key:secret@minio:9000",
+        "spec.data.storage.endpointUrl",
+        "must hold no user or password: name a Secret by credentialsSecretRef",
+        "data.storage.endpointUrl=http://minio:9000",
+    ),
+    "the index's address holds no password": Case(
+        TWO_TOWER,
+        "publish.index={type: Milvus, uri: 'http://root:Milvus@milvus:19530'}",
+        "spec.publish.index.uri",
+        "must hold no user or password: they come from the environment variable MILVUS_TOKEN",
+        "publish.index={type: Milvus, uri: 'http://milvus:19530'}",
+    ),
     "an index is for retrieval models": Case(
         RANKING,
         "publish.index={type: Faiss, uri: index}",

@@ -1,5 +1,6 @@
 """Reading a job: what is wrong is said in a line with the path, the value and what would be right."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def errors_of(*overrides: str, job: str = JOB) -> list[str]:
         ("spec=", "spec: must not be empty: What is wanted."),
         ("spec.training=3", "spec.training: must be a mapping (got 3)"),
         ("metadata.labels=[a]", 'metadata.labels: must be a mapping (got ["a"])'),
-        ("features=[]", "spec.features: must have at least 1 item after validation, not 0 (got [])"),
+        ("features=[]", "spec.features: must have at least 1 item, not 0 (got [])"),
         ("features={a: 1}", 'spec.features: must be a list (got {"a": 1})'),
         (
             "features[price].kind=dense",
@@ -76,7 +77,8 @@ def errors_of(*overrides: str, job: str = JOB) -> list[str]:
         ("training={yes: 1}", "spec.training.true: is not a field of Training"),
         (
             "workers.resources.limits.cpu=0.5",
-            "spec.workers.resources.limits.cpu: must be text such as 500m or 16Gi, or a whole number (got 0.5)",
+            "spec.workers.resources.limits.cpu: must be text such as 500m or 16Gi, or a whole number, and not "
+            "negative (got 0.5)",
         ),
         (
             "evaluation.metrics=[auk]",
@@ -117,7 +119,9 @@ def test_long_values_are_cut() -> None:
         ("kind: a\nspec: {}\nkind: b\n", "is not valid YAML: line 3: the key 'kind' is there twice"),
         ("spec: {model", "is not valid YAML: line 1: "),
         ("a: 1\n\tb: 2\n", "is not valid YAML: line 2: "),
-        ("a: 1\n---\nb: 2\n", "is not valid YAML: line 2: "),
+        ("a: 1\n---\nb: 2\n", "is not valid YAML: it holds 2 documents, and must hold one"),
+        ("kind: y", "is not valid YAML: line 1: y is text to some and a truth value to kubectl: put it in quotes"),
+        ("a: 1\nN: 2", "is not valid YAML: line 2: N is text to some and a truth value to kubectl"),
         ("a: \x00", "is not valid YAML: unacceptable character #x0000"),
         ("a: !!python/object/apply:os.getcwd []", "is not valid YAML: line 1: could not determine a constructor"),
         ("spec: &a {model: *a}", "is not valid YAML: it is nested too deeply, or an alias holds itself"),
@@ -180,6 +184,9 @@ def test_byte_order_mark_is_no_part_of_the_job() -> None:
         ("2024-13-45", "2024-13-45"),
         ("null", None),
         ("on", True),
+        ("'y'", "y"),
+        ("1:30", "1:30"),
+        ("190:20:30.15", "190:20:30.15"),
     ],
 )
 def test_yaml_scalars(text: str, value: object) -> None:
@@ -188,10 +195,25 @@ def test_yaml_scalars(text: str, value: object) -> None:
     assert type(loaded) is type(value)
 
 
+def test_empty_documents_around_the_job_are_none() -> None:
+    assert parse_job("---\n" + JOB + "---\n", source="job.yaml") == parse_job(JOB, source="job.yaml")
+
+
+def test_aliases_that_multiply_without_end_are_refused_at_once() -> None:
+    levels = [f"{name}: &{name} [{', '.join(['*' + before] * 10)}]" for before, name in itertools.pairwise("abcdefghi")]
+    (line,) = errors_of(job="\n".join(["a: &a [x, x]", *levels]))
+    assert line == "job.yaml: is not valid YAML: it holds more than 1,000,000 values, with what its aliases repeat"
+
+
+@pytest.mark.parametrize("text", ["y", "N", "0o17", "1:30", "yes", "1e3", "null", "2024-01-31"])
+def test_text_that_kubectl_would_take_for_something_else_is_dumped_in_quotes(text: str) -> None:
+    assert dump_yaml({"value": text}) == f"value: '{text}'\n"
+
+
 def test_merge_keys_and_aliases_are_copies() -> None:
-    document = load_yaml("base: &b {x: [1]}\nsame: *b\nmore: {<<: *b, y: 2}")
+    document = load_yaml("base: &b {x: [1]}\nsame: *b\nmore: {<<: *b, z: 2}")
     document["base"]["x"].append(2)
-    assert document == {"base": {"x": [1, 2]}, "same": {"x": [1]}, "more": {"x": [1], "y": 2}}
+    assert document == {"base": {"x": [1, 2]}, "same": {"x": [1]}, "more": {"x": [1], "z": 2}}
 
 
 YAML_VALUES = st.recursive(

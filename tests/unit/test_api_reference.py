@@ -95,7 +95,7 @@ def models_below(root: type[BaseModel]) -> set[type[BaseModel]]:
         ("DataSource", "delimiter", (r"string (length ≤ 1, matching `^[\t -~]$`)", False, None)),
         ("DataSource", "columns", ("mapping to string (length ≤ 256)", False, "{}")),
         ("RecTrainingJobSpec", "features", ("list of Feature, 1 to 2000 elements", True, None)),
-        ("Workers", "resources", ("mapping to mapping to string or integer", False, None)),
+        ("Workers", "resources", ("Resources", False, None)),
         ("Workers", "template", ("mapping", False, None)),
         ("RecTrainingJob", "kind", ("`RecTrainingJob`", True, None)),
         ("Condition", "lastTransitionTime", ("date-time", True, None)),

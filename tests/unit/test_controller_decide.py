@@ -53,6 +53,19 @@ STARTED = {"start_time": T0}
 RUNNING, PENDING, SUCCEEDED, FAILED = Phase.RUNNING, Phase.PENDING, Phase.SUCCEEDED, Phase.FAILED
 
 
+REFUSED = Condition(
+    type=C.RUNNING,
+    status=ConditionStatus.FALSE,
+    observed_generation=1,
+    last_transition_time=T0,
+    reason="PodsRefused",
+    message="exceeded quota",
+)
+
+
+STOPPING = REFUSED.model_copy(update={"reason": "Stopping"})
+
+
 @dataclass(frozen=True)
 class Case:
     job: Job
@@ -83,6 +96,7 @@ CASES = {
             C.FAILED: ("False", "NotFinished"),
         },
         status={"observed_generation": 1, "attempt": 0, "start_time": T0},
+        again=at(15),
     ),
     "a job that is being deleted is left alone": Case(job(deleting=True), Observed(child=child())),
     "workers run": Case(
@@ -156,7 +170,7 @@ CASES = {
         again=at(100),
     ),
     "a new job's deadline is looked at again when it is due": Case(
-        job(run_policy={"activeDeadlineSeconds": 100}), actions=CREATE, again=at(100)
+        job(run_policy={"activeDeadlineSeconds": 10}), actions=CREATE, again=at(10)
     ),
     "a deadline that is over fails the job": Case(
         job(status(**STARTED), run_policy={"activeDeadlineSeconds": 100}),
@@ -293,6 +307,27 @@ CASES = {
         status={"restarts": 0, "attempt": 0},
         again=at(90),
     ),
+    "a node whose clock is ahead does not prolong the wait": Case(
+        job(Status(conditions=[STOPPING], **STARTED)),
+        failed(pod(exit_code=1, finished_at=at(3600)), pod("clicks-worker-0")),
+        now=at(90),
+        conditions={C.RESTARTING: ("True", "WorkerFailed")},
+    ),
+    "a node whose clock is ahead is waited for like others": Case(
+        job(status(C.RUNNING, **STARTED)),
+        failed(pod(exit_code=1, finished_at=at(3600)), pod("clicks-worker-0")),
+        conditions={C.RUNNING: ("False", "Stopping")},
+        again=at(90),
+    ),
+    **{
+        f"a node that turned the pod away as {reason} is not the job's failure": Case(
+            job(status(C.RUNNING, **STARTED), run_policy={"maxRestarts": 0}),
+            failed(pod(phase="Failed", reason=reason, message="Node didn't have enough resource")),
+            conditions={C.RESTARTING: ("True", reason)},
+            status={"restarts": 0, "attempt": 1},
+        )
+        for reason in ("OutOfcpu", "OutOfnvidia.com/gpu", "UnexpectedAdmissionError", "TopologyAffinityError")
+    },
     "a cause that comes after its consequence counts": Case(
         job(status(C.RUNNING, **STARTED)),
         failed(pod(exit_code=1, finished_at=T0), pod("clicks-worker-0", exit_code=2, finished_at=at(5))),
@@ -386,7 +421,47 @@ CASES = {
         Observed(child=child(PENDING), pods=(pod(phase="Pending", waiting_reason="InvalidImageName"),)),
         conditions={C.FAILED: ("True", "InvalidImageName")},
     ),
+    "pods that are missing are asked for": Case(
+        job(status(**STARTED)),
+        Observed(child=child(PENDING)),
+        conditions={C.RUNNING: ("False", "Pending")},
+        again=at(15),
+    ),
+    "pods that cannot be created are a condition, with the words of the event": Case(
+        job(status(**STARTED)),
+        Observed(child=child(PENDING), pods_refused='Error creating: pods "x" is forbidden: exceeded quota'),
+        now=at(15),
+        conditions={C.RUNNING: ("False", "PodsRefused")},
+        says="exceeded quota",
+        again=at(60),
+    ),
+    "that pods cannot be created holds until it is asked again": Case(
+        job(Status(conditions=[REFUSED], **STARTED)),
+        Observed(child=child(PENDING)),
+        now=at(20),
+        conditions={C.RUNNING: ("False", "PodsRefused")},
+        says="exceeded quota",
+    ),
+    "pods that are there were not refused": Case(
+        job(Status(conditions=[REFUSED], **STARTED)),
+        Observed(child=child(PENDING), pods=(pod(phase="Pending"),)),
+        conditions={C.RUNNING: ("False", "Pending")},
+    ),
     # What is not ours, or not there
+    "the PyTorchJob of a former job of the same name is waited for": Case(
+        job(),
+        Observed(child=child(owner_uid="former", owner="RecTrainingJob/clicks")),
+        conditions={C.RUNNING: ("False", "Pending")},
+        says="the job that had this name before",
+        again=at(15),
+    ),
+    "another's Job of the conversion's name is left alone": Case(
+        job(source=SOURCE),
+        Observed(conversion=conversion(FAILED, owners=(), is_managed=False)),
+        conditions={C.RUNNING: ("False", "NameTaken"), C.DATA_PREPARED: ("False", "NameTaken")},
+        says="was not made by rectrain",
+        again=at(30),
+    ),
     "another's PyTorchJob of the same name is left alone": Case(
         job(),
         Observed(child=child(SUCCEEDED, owner_uid="other")),
@@ -452,7 +527,7 @@ CASES = {
     "a conversion that another job asked for is joined": Case(
         job(source=SOURCE),
         Observed(conversion=conversion(owners=("other",))),
-        actions=(JoinConversion("convert", "conversion-uid"),),
+        actions=(JoinConversion("convert", "conversion-uid", "first-0123456789"),),
         conditions={C.DATA_PREPARED: ("False", "Converting")},
     ),
     "training begins when the conversion is done": Case(
@@ -572,6 +647,26 @@ def test_an_invalid_spec_leaves_a_job_that_runs_to_run() -> None:
     assert decision.actions == ()
     assert condition(decision.status, C.RUNNING) == ("True", "SpecNotUnderstood")
     assert condition(decision.status, C.FAILED) == ("False", "NotFinished")
+
+
+def test_an_invalid_spec_leaves_a_suspended_job_as_it_is() -> None:
+    invalid = replace(job(status(C.SUSPENDED)), definition=None, problem="spec.new: is not a field")
+    decision = decide(invalid, Observed(), T0)
+    assert condition(decision.status, C.FAILED) == ("False", "NotFinished")
+
+
+def test_what_others_say_is_cut_to_what_a_condition_may_hold() -> None:
+    endless = Refusal("InvalidPodTemplate", "x" * 40_000, permanent=True)
+    said = message(decide(job(), Observed(refusal=endless), T0).status, C.FAILED)
+    assert len(said) == 4096
+    assert said.endswith("x...")
+
+
+def test_a_condition_that_only_another_controller_knows_stays_and_is_not_told() -> None:
+    foreign = Condition(type="Audited", status=ConditionStatus.TRUE, last_transition_time=T0, reason="Audited")
+    decision = decide(job(Status(conditions=[foreign])), Observed(), T0)
+    assert foreign in decision.status.conditions
+    assert [event.reason for event in decision.events] == ["Pending"]
 
 
 def progress(step: int, seconds: float = 0) -> Progress:

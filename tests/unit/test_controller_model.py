@@ -13,7 +13,7 @@ from memory_api import Fault, MemoryApi, TrainingOperator
 
 from rectrain.controller.errors import ApiError
 from rectrain.controller.kinds import Kind
-from rectrain.controller.observed import Key, Raw
+from rectrain.controller.observed import Key, Raw, conversion_of
 from rectrain.controller.reconcile import Reconciler
 from rectrain.controller.store import Store
 from rectrain.manifests import Settings
@@ -244,6 +244,14 @@ class ControllerModel(RuleBasedStateMachine):
                 owners = raw["metadata"]["ownerReferences"]
                 assert len(owners) == 1 and owners[0]["name"] == raw["metadata"]["name"]
 
+    @invariant()
+    def every_conversion_has_what_its_pods_read(self) -> None:
+        api = getattr(self, "api", MemoryApi(lambda: T0))
+        for (kind, key), raw in api.objects.items():
+            if kind is Kind.CONVERSION and not raw.get("status") and "deletionTimestamp" not in raw["metadata"]:
+                name = conversion_of(raw).config_map
+                assert (Kind.CONFIG_MAP, Key(key.namespace, name)) in api.objects, f"ConfigMap {name} is gone"
+
     def teardown(self) -> None:
         if hasattr(self, "api"):
             self.converge()
@@ -318,6 +326,21 @@ TestControllerModel = ControllerModel.TestCase
 TestControllerModel.settings = settings(
     max_examples=100, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+def test_a_conversion_keeps_what_its_pods_read_when_the_job_that_asked_first_is_deleted() -> None:
+    source = {"queue": False, "source": True}
+    model = ControllerModel()
+    model.begin((source, source))
+    for _ in range(2):
+        model.work(0, set(), [])
+    first, second = KEYS
+    model.use(first, "delete", source)
+    model.run_cluster(second, True)
+    ((_, conversion),) = [key for key in model.api.objects if key[0] is Kind.CONVERSION]
+    assert [o["name"] for o in model.api.objects[Kind.CONVERSION, conversion]["metadata"]["ownerReferences"]] == ["ads"]
+    model.every_conversion_has_what_its_pods_read()
+    model.teardown()
 
 
 def test_a_job_goes_on_after_its_childs_type_was_not_served_for_a_while() -> None:

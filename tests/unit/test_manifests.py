@@ -210,6 +210,23 @@ class TestTemplate:
             ("metadata.labels=[a]", "metadata.labels", "must be a mapping"),
             ("metadata.labels={rectrain.io/job: x}", "metadata.labels.rectrain.io/job", "must be left out"),
             ("containers=[]", "containers", "is not a field of a PodTemplateSpec, which has metadata and spec"),
+            ("metadata.labels={a: 1}", "metadata.labels.a", "must be text: put it in quotes (got 1)"),
+            ("metadata.annotations={a: true}", "metadata.annotations.a", "must be text: put it in quotes"),
+            ("spec.volumes=[{name: [1]}]", "spec.volumes[0].name", "must be text: put it in quotes"),
+            ("spec.volumes=[{name: a}, {name: a}]", "spec.volumes[1].name", "must not be there twice"),
+            (
+                "spec.containers=[{name: pytorch}, {name: pytorch}]",
+                "spec.containers[1].name",
+                "must not be there twice",
+            ),
+            *(
+                (
+                    f"spec.terminationGracePeriodSeconds={value}",
+                    "spec.terminationGracePeriodSeconds",
+                    "must be a whole number of seconds, 0 or more",
+                )
+                for value in ("60s", "-1", "1.5", "true")
+            ),
         ],
     )
     def test_reserved_parts_of_the_pod(self, override: str, path: str, message: str) -> None:
@@ -229,7 +246,16 @@ class TestTemplate:
             ("env: [{name: RECTRAIN_CACHE, value: x}]", "env[0].name", "must be left out"),
             ("env: {A: b}", "env", "must be a list"),
             ("volumeMounts: [{name: v, mountPath: /tmp/}]", "volumeMounts[0].mountPath", "must be none of"),
+            ("volumeMounts: [{name: v, mountPath: /etc/../tmp}]", "volumeMounts[0].mountPath", "must be none of"),
+            ("volumeMounts: [{name: v, mountPath: 5}]", "volumeMounts[0].mountPath", "must be text: put it in quotes"),
+            ("env: [{name: LEVEL, value: 1}]", "env[0].value", "must be text: put it in quotes"),
             ("ports: [{containerPort: 8471}]", "ports[0].containerPort", "must be neither 8471 nor 23456"),
+            ("ports: [{containerPort: '9000'}]", "ports[0].containerPort", "must be a whole number"),
+            (
+                "ports: [{containerPort: 9000, name: progress}]",
+                "ports[0].name",
+                "must be neither progress nor pytorchj",
+            ),
         ],
     )
     def test_reserved_parts_of_the_worker(self, field: str, path: str, message: str) -> None:
@@ -241,6 +267,31 @@ class TestTemplate:
         job(
             "workers.template.spec.containers=[{name: sidecar, image: x, command: [sh], env: [{name: RANK, value: a}]}]"
         )
+
+
+def test_a_grace_period_of_null_is_none() -> None:
+    made = job("workers.template.spec.terminationGracePeriodSeconds=null")
+    pod = pytorch_job(made, SETTINGS, 0, False)["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] == 300
+
+
+@pytest.mark.parametrize(
+    ("resources", "path", "message"),
+    [
+        (
+            "{limits: {memory: lots}}",
+            "limits.memory",
+            "must be text such as 500m or 16Gi, or a whole number, and not neg",
+        ),
+        ("{limits: {memory: -1Gi}}", "limits.memory", "must be text such as 500m"),
+        ("{requests: {cpu: -1}}", "requests.cpu", "must be text such as 500m"),
+        ("{limit: {memory: 1Gi}}", "limit", "is not a field of Resources; did you mean limits?"),
+    ],
+)
+def test_resources_that_are_none(resources: str, path: str, message: str) -> None:
+    with pytest.raises(InvalidJobError) as refusal:
+        job(f"workers.resources={resources}")
+    assert f"spec.workers.resources.{path}: {message}" in str(refusal.value)
 
 
 NODE = st.recursive(
@@ -260,6 +311,9 @@ NODE = st.recursive(
                     "ports",
                     "volumeMounts",
                     "mountPath",
+                    "containerPort",
+                    "value",
+                    "terminationGracePeriodSeconds",
                 ]
             ),
             inner,

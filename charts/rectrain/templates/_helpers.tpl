@@ -99,8 +99,8 @@ seccompProfile: {type: RuntimeDefault}
   verbs: [get, list, watch]
 - apiGroups: [""]
   resources: [configmaps]
-  verbs: [create]
+  verbs: [create, patch]  # patch: a second job joins the owners of what a conversion reads
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create]
+  verbs: [create, list]  # list: why the training operator cannot create pods
 {{- end }}

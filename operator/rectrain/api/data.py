@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from rectrain.api.base import ApiModel, Count, Quantity, Uri
-from rectrain.api.rules import Rule, forbidden, given, one_of, required
+from rectrain.api.rules import Rule, forbidden, given, one_of, required, without_credentials
 
 
 class SourceFormat(StrEnum):
@@ -83,6 +83,8 @@ class SecretRef(ApiModel):
 
 class ObjectStorage(ApiModel):
     """How s3:// URIs are reached. Credentials come from the environment (AWS_ACCESS_KEY_ID, ...), never the job."""
+
+    RULES = (without_credentials("endpointUrl", "name a Secret by credentialsSecretRef"),)
 
     endpoint_url: Annotated[str, Field(pattern="^https?://", max_length=2048)] | None = None
     """Endpoint of an S3-compatible server such as MinIO. Default: AWS."""

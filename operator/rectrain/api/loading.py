@@ -142,7 +142,8 @@ def _problems_of(error: ErrorDetails, path: tuple[str | int, ...]) -> list[Probl
         case "list_type":
             return [Problem(path, value, "must be a list")]
     # Pydantic begins with what the value is: "Input should be ...", "List should have ...".
-    return [Problem(path, value, re.sub(r"^\w+ should ", "must ", error["msg"]))]
+    said = error["msg"].replace(" after validation", "")
+    return [Problem(path, value, re.sub(r"^\w+ should ", "must ", said))]
 
 
 def _description(path: tuple[str | int, ...]) -> str:

@@ -7,10 +7,13 @@ from pydantic import Field
 
 from rectrain.api.base import ApiModel, Count, Name, Uri
 from rectrain.api.data import SecretRef
+from rectrain.api.rules import without_credentials
 
 
 class MLflow(ApiModel):
     """Where parameters, metrics and models are recorded."""
+
+    RULES = (without_credentials("trackingUri", "name a Secret by credentialsSecretRef"),)
 
     enabled: bool = True
     """Whether the run is recorded."""
@@ -55,6 +58,8 @@ class IndexType(StrEnum):
 class Index(ApiModel):
     """The vector index of the items."""
 
+    RULES = (without_credentials("uri", "they come from the environment variable MILVUS_TOKEN"),)
+
     type: IndexType
     """Faiss (a folder beside the bundle) or Milvus (a server)."""
     uri: Uri
@@ -87,9 +92,9 @@ class RunPolicy(ApiModel):
     """Stop the pods; the job continues from its checkpoint when this is false again."""
     active_deadline_seconds: Count | None = None
     """The job fails when it has run for longer."""
-    ttl_seconds_after_finished: Annotated[int, Field(ge=0)] | None = None
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     """The job is deleted so long after it ended."""
-    max_restarts: Annotated[int, Field(ge=0)] = 3
+    max_restarts: Annotated[int, Field(ge=0, le=2**31 - 1)] = 3
     """Restarts of all workers after failures before the job fails."""
     clean_pod_policy: CleanPodPolicy = CleanPodPolicy.RUNNING
     """Which pods are removed when the job has ended. `All` removes the PyTorchJob with them."""

@@ -1,5 +1,6 @@
 """What a job's pod template may not say, because the job itself says it."""
 
+import posixpath
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -70,8 +71,8 @@ def list_key(field: str) -> str | None:
 
 def reserved_parts(template: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield what a user's PodTemplateSpec sets although it is the job's, and what has not the form of a template."""
-    for problem in _shape_problems(template):
-        yield problem
+    if shape := list(_shape_problems(template)):
+        yield from shape
         return
     for field in template:
         if field not in ("metadata", "spec"):
@@ -86,7 +87,7 @@ def reserved_parts(template: Mapping[str, Any]) -> Iterator[Problem]:
         if field in spec:
             yield Problem(("spec", field), spec[field], message)
     for position, volume in enumerate(spec.get("volumes") or []):
-        if str(volume["name"]).startswith(VOLUME_PREFIX):
+        if volume["name"].startswith(VOLUME_PREFIX):
             yield Problem(("spec", "volumes", position, "name"), volume["name"], f"must not begin with {VOLUME_PREFIX}")
     for position, container in enumerate(spec.get("containers") or []):
         if container["name"] == CONTAINER:
@@ -99,11 +100,11 @@ def _container_problems(container: Mapping[str, Any]) -> Iterator[Problem]:
         if field in container:
             yield Problem((field,), container[field], message)
     for position, variable in enumerate(container.get("env") or []):
-        name = str(variable["name"])
+        name = variable["name"]
         if name.startswith(_OWN_ENV) or name in _OWN_ENV_NAMES:
             yield Problem(("env", position, "name"), name, "must be left out: torchrun or the operator sets it")
     for position, mount in enumerate(container.get("volumeMounts") or []):
-        if str(mount["mountPath"]).rstrip("/") in MOUNT_PATHS:
+        if posixpath.normpath(mount["mountPath"]) in MOUNT_PATHS:
             taken = ", ".join(MOUNT_PATHS)
             yield Problem(("volumeMounts", position, "mountPath"), mount["mountPath"], f"must be none of {taken}")
     for position, port in enumerate(container.get("ports") or []):
@@ -113,29 +114,58 @@ def _container_problems(container: Mapping[str, Any]) -> Iterator[Problem]:
                 port["containerPort"],
                 f"must be neither {PROGRESS_PORT} nor {RENDEZVOUS_PORT}: the worker's own ports",
             )
+        if port.get("name") in (PROGRESS_PORT_NAME, RENDEZVOUS_PORT_NAME):
+            taken = f"must be neither {PROGRESS_PORT_NAME} nor {RENDEZVOUS_PORT_NAME}: the worker's own ports"
+            yield Problem(("ports", position, "name"), port["name"], taken)
 
 
-def _shape_problems(node: Any, path: tuple[str | int, ...] = ()) -> Iterator[Problem]:
-    """Yield where the parts that are merged have another form than Kubernetes gives them."""
-    for field in ("metadata", "spec") if not path else ():
-        if not isinstance(node.get(field), Mapping | None):
-            yield Problem((field,), node[field], "must be a mapping")
+def _shape_problems(template: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield where the parts that are read or merged have another form than Kubernetes gives them."""
+    for field in ("metadata", "spec"):
+        if not isinstance(template.get(field), Mapping | None):
+            yield Problem((field,), template[field], "must be a mapping")
             return
-    for kind in ("labels", "annotations") if not path else ():
-        if not isinstance((node.get("metadata") or {}).get(kind), Mapping | None):
-            yield Problem(("metadata", kind), node["metadata"][kind], "must be a mapping")
-            return
-    if not path:
-        node, path = node.get("spec") or {}, ("spec",)
+    metadata, spec = template.get("metadata") or {}, template.get("spec") or {}
+    for kind in ("labels", "annotations"):
+        if not isinstance(metadata.get(kind), Mapping | None):
+            yield Problem(("metadata", kind), metadata[kind], "must be a mapping")
+            continue
+        for name, value in (metadata.get(kind) or {}).items():
+            if not isinstance(value, str):
+                yield Problem(("metadata", kind, name), value, _TEXT)
+    grace = spec.get("terminationGracePeriodSeconds")
+    if grace is not None and (not isinstance(grace, int) or isinstance(grace, bool) or grace < 0):
+        yield Problem(("spec", "terminationGracePeriodSeconds"), grace, "must be a whole number of seconds, 0 or more")
+    yield from _list_problems(spec, ("spec",))
+
+
+_TEXT = "must be text: put it in quotes"
+_UNIQUE = ("containers", "initContainers", "volumes")
+
+
+def _list_problems(node: Mapping[str, Any], path: tuple[str | int, ...]) -> Iterator[Problem]:
+    """Yield where the lists that are merged by a key, and those in their elements, have another form."""
     for field, key in _ELEMENT_KEYS.items():
-        elements = node.get(field)
+        elements, seen = node.get(field), set()
         if elements is None:
             continue
         if not isinstance(elements, list):
             yield Problem((*path, field), elements, "must be a list")
             continue
         for position, element in enumerate(elements):
+            place = (*path, field, position)
             if not isinstance(element, Mapping) or key not in element:
-                yield Problem((*path, field, position), element, f"must be a mapping with {key}")
+                yield Problem(place, element, f"must be a mapping with {key}")
+                continue
+            value = element[key]
+            if key == "containerPort" and (not isinstance(value, int) or isinstance(value, bool)):
+                yield Problem((*place, key), value, "must be a whole number")
+            elif key != "containerPort" and not isinstance(value, str):
+                yield Problem((*place, key), value, _TEXT)
+            elif field in _UNIQUE and value in seen:
+                yield Problem((*place, key), value, "must not be there twice")
+            elif field == "env" and not isinstance(element.get("value"), str | None):
+                yield Problem((*place, "value"), element["value"], _TEXT)
             else:
-                yield from _shape_problems(element, (*path, field, position))
+                seen.add(value)
+                yield from _list_problems(element, place)

@@ -6,6 +6,7 @@ controller, which reads jobs through these types, finds what it refuses.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from string import Formatter
@@ -139,6 +140,25 @@ def forbidden(field: str, unless: Condition, message: str) -> Rule:
         message,
         broken=lambda checked: is_there.test(checked) and not unless.test(checked),
         cel=f"!{is_there.cel} || {unless.cel}",
+    )
+
+
+_CREDENTIALS = "^https?://[^/]*@"
+
+
+def without_credentials(field: str, instead: str) -> Rule:
+    """Return the rule that the address of a server holds no user and password: what a job says, many can read.
+
+    Args:
+        field: The field with the address.
+        instead: Where credentials belong.
+    """
+    name = to_snake(field)
+    return Rule(
+        field,
+        f"must hold no user or password: {instead}",
+        broken=lambda checked: re.match(_CREDENTIALS, getattr(checked, name) or "") is not None,
+        cel=f"!has(self.{field}) || !self.{field}.matches({cel_text(_CREDENTIALS)})",
     )
 
 

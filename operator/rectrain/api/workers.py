@@ -1,5 +1,6 @@
 """Workers: how many pods or processes, on what, and where they are placed."""
 
+import re
 from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated, Any
@@ -52,13 +53,28 @@ class Placement(ApiModel):
 
 
 def _check_amount(value: Any) -> Any:
-    if not isinstance(value, str | int) or isinstance(value, bool):
-        raise ValueError("must be text such as 500m or 16Gi, or a whole number")
-    return value
+    if isinstance(value, str | int) and not isinstance(value, bool) and _AMOUNT.fullmatch(str(value)):
+        return value
+    raise ValueError("must be text such as 500m or 16Gi, or a whole number, and not negative")
 
 
-Amount = Annotated[str | int, BeforeValidator(_check_amount)]
+_AMOUNT = re.compile(r"([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][-+]?[0-9]+)?")
+Amount = Annotated[
+    str | int,
+    BeforeValidator(_check_amount),
+    # The server checks texts by the pattern, and numbers by the minimum.
+    Field(json_schema_extra={"pattern": f"^({_AMOUNT.pattern})$", "maxLength": 64, "minimum": 0}),
+]
 """Amount of a resource as Kubernetes writes it: 500m, 16Gi or a whole number."""
+
+
+class Resources(ApiModel):
+    """Resources of a container."""
+
+    requests: dict[str, Amount] | None = None
+    """What a node has to have left."""
+    limits: dict[str, Amount] | None = None
+    """What a worker may use at most."""
 
 
 class Workers(ApiModel):
@@ -83,7 +99,7 @@ class Workers(ApiModel):
     """Processes in a pod: one for each GPU."""
     image: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     """Worker image. Default: the operator's."""
-    resources: dict[str, dict[str, Amount]] | None = None
+    resources: Resources | None = None
     """Requests and limits of a worker, as in a container."""
     elastic: Elastic | None = None
     """Let training start with fewer workers than replicas, and take in those that come later. It goes on from the

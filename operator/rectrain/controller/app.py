@@ -154,11 +154,14 @@ def _stop_event() -> asyncio.Event:
 
 async def _unless_stopped(stop: asyncio.Event, waited_for: Coroutine[Any, Any, None]) -> bool:
     """Wait; return False where the process is told to end before."""
-    tasks = [asyncio.create_task(waited_for), asyncio.create_task(stop.wait())]
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
-        task.cancel()
-    return not stop.is_set()
+    waiting, stopping = asyncio.create_task(waited_for), asyncio.create_task(stop.wait())
+    await asyncio.wait([waiting, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if stop.is_set():
+        waiting.cancel()
+        return False
+    waiting.result()  # what went wrong with it is not taken for its end
+    return True
 
 
 @contextlib.asynccontextmanager

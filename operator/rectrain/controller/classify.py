@@ -83,8 +83,11 @@ _NODE_REASONS = {
     "Terminated",
     "Preempting",
     "NodeAffinity",
+    "TopologyAffinityError",
     "UnexpectedAdmissionError",
 }
+_NODE_IS_FULL = "OutOf"
+"""Beginning of the reasons of a kubelet that has less left than the scheduler believed: OutOfcpu, OutOfpods, ..."""
 
 
 def _disruption(pods: Sequence[Pod]) -> Failure | None:
@@ -95,7 +98,7 @@ def _disruption(pods: Sequence[Pod]) -> Failure | None:
             return Failure(pod.disruption, _about(pod, pod.message or "taken off its node"), Retry.FREE)
         if pod.unreachable:
             return Failure("NodeLost", _about(pod, "its node does not answer"), Retry.FREE)
-        if pod.reason in _NODE_REASONS:
+        if pod.reason in _NODE_REASONS or pod.reason.startswith(_NODE_IS_FULL):
             return Failure(pod.reason, _about(pod, pod.message or "lost with its node"), Retry.FREE)
     return None
 

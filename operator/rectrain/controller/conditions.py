@@ -19,6 +19,9 @@ class ConditionType(StrEnum):
 
 
 _ORDER = list(ConditionType)
+_MAX_MESSAGE = 4096
+"""Characters of a message. What others say can be longer than a condition may hold, and a status that the API server
+refuses would be tried for ever."""
 
 
 def find(conditions: Iterable[Condition], type_: ConditionType) -> Condition | None:
@@ -65,7 +68,7 @@ def with_condition(
         observed_generation=generation,
         last_transition_time=now if before is None or changed else before.last_transition_time,
         reason=reason,
-        message=message,
+        message=message if len(message) <= _MAX_MESSAGE else f"{message[: _MAX_MESSAGE - 3]}...",
     )
     others = [c for c in conditions if c.type != type_]
     return sorted([*others, condition], key=lambda c: _ORDER.index(ConditionType(c.type)) if c.type in _ORDER else -1)

@@ -47,10 +47,12 @@ class JoinConversion:
     Attributes:
         name: Name of the conversion.
         uid: Identity of the one that is meant.
+        config_map: What its pods read the job from, which has to stay with it; empty where that is not known.
     """
 
     name: str
     uid: str
+    config_map: str
 
 
 @dataclass(frozen=True, slots=True)

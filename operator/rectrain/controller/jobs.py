@@ -24,18 +24,14 @@ class JobReader:
 
     def read(self, raw: Raw) -> Job:
         """Return a job; one that is not valid has no definition, but says what the problem is."""
-        metadata = raw["metadata"]
-        try:
-            status, definition = read_status(raw.get("status") or {}), self._definition(raw)
-        except ValidationError as error:
-            status, definition = Status(), f"status: {error.error_count()} fields are not valid"
+        metadata, definition = raw["metadata"], self._definition(raw)
         return Job(
             key=Key(metadata["namespace"], metadata["name"]),
             uid=metadata["uid"],
             generation=metadata.get("generation", 0),
             queue=(metadata.get("labels") or {}).get(QUEUE_LABEL),
             deleting="deletionTimestamp" in metadata,
-            status=status,
+            status=read_status(raw.get("status") or {}),
             definition=definition if not isinstance(definition, str) else None,
             problem=definition if isinstance(definition, str) else "",
         )
@@ -60,12 +56,23 @@ class JobReader:
 
 
 def read_status(raw: Raw) -> Status:
-    """Return a job's status; fields that only a newer controller knows are left out.
+    """Return a job's status; what only a newer controller knows, or has written in another form, is left out.
 
-    Raises:
-        ValidationError: The status is not valid.
+    A condition that cannot be read takes no other with it: that a job has ended must not be forgotten.
     """
-    return Status.model_validate(known_status(raw))
+    known = known_status(raw)
+    try:
+        return Status.model_validate(known, extra="ignore")
+    except ValidationError as error:
+        wrong = {
+            details["loc"][:2] if details["loc"][0] == "conditions" else details["loc"][:1]
+            for details in error.errors()
+        }
+    conditions = known.get("conditions")
+    if isinstance(conditions, list):
+        known["conditions"] = [c for place, c in enumerate(conditions) if ("conditions", place) not in wrong]
+    readable = {name: value for name, value in known.items() if (name,) not in wrong}
+    return Status.model_validate(readable, extra="ignore")
 
 
 def known_status(raw: Raw) -> dict[str, Any]:

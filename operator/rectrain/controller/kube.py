@@ -1,12 +1,13 @@
 """Calls to the API server: five verbs on raw objects, errors told apart, nothing decided."""
 
 import json
+import re
 from typing import Any, Protocol
 from urllib.parse import quote
 
 import aiohttp
 
-from rectrain.controller.connection import Connection
+from rectrain.controller.connection import Connection, NoClusterError
 from rectrain.controller.errors import (
     AlreadyExistsError,
     ApiError,
@@ -19,6 +20,7 @@ from rectrain.controller.kinds import Kind
 from rectrain.controller.metrics import API_CALLS
 from rectrain.controller.observed import Key, Raw
 
+_ADMISSION = re.compile(r"admission webhook|ValidatingAdmissionPolicy")
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 
@@ -31,6 +33,9 @@ class Kube(Protocol):
 
     async def list_pods(self, key: Key, label: str) -> list[Raw]:
         """Return the pods whose label says that they are of the object of that name."""
+
+    async def list_warnings(self, namespace: str, uid: str) -> list[Raw]:
+        """Return the events of type Warning about the object of that identity."""
 
     async def create(self, kind: Kind, body: Raw) -> Raw:
         """Create an object, and return it as it was created."""
@@ -61,13 +66,17 @@ class ApiServer:
 
     async def list_pods(self, key: Key, label: str) -> list[Raw]:
         """Return the pods whose label says that they are of the object of that name."""
-        path = f"{Kind.POD.path(key.namespace)}?labelSelector={quote(f'{label}={key.name}')}"
-        items: list[Raw] = (await self._call("GET", Kind.POD, path))["items"]
-        return items
+        return await self._list(Kind.POD, key.namespace, f"labelSelector={quote(f'{label}={key.name}')}")
+
+    async def list_warnings(self, namespace: str, uid: str) -> list[Raw]:
+        """Return the events of type Warning about the object of that identity."""
+        return await self._list(Kind.EVENT, namespace, f"fieldSelector={quote(f'regarding.uid={uid},type=Warning')}")
 
     async def create(self, kind: Kind, body: Raw) -> Raw:
         """Create an object, and return it as it was created."""
-        return await self._call("POST", kind, kind.path(body["metadata"]["namespace"]), body)
+        # Else a field of a pod template that is misspelt, such as nodeSelektor, would be left out without a word.
+        path = f"{kind.path(body['metadata']['namespace'])}?fieldValidation=Strict"
+        return await self._call("POST", kind, path, body)
 
     async def patch(
         self, kind: Kind, key: Key, body: Raw, *, content_type: str = MERGE_PATCH, subresource: str = ""
@@ -90,6 +99,10 @@ class ApiServer:
         answer = await self._call("DELETE", kind, kind.path(key.namespace, key.name), options)
         return None if answer["kind"] == "Status" else answer
 
+    async def _list(self, kind: Kind, namespace: str, query: str) -> list[Raw]:
+        items: list[Raw] = (await self._call("GET", kind, f"{kind.path(namespace)}?{query}"))["items"]
+        return items
+
     async def _call(
         self, verb: str, kind: Kind, path: str, body: Any = None, content_type: str = "application/json"
     ) -> Raw:
@@ -102,7 +115,7 @@ class ApiServer:
                 raise error_of(f"{verb} {path}", code, answer)
             found: Raw = json.loads(answer)
             return found
-        except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
+        except (TimeoutError, aiohttp.ClientError, OSError, ValueError, NoClusterError) as error:
             raise ApiError(f"{verb} {path}: {type(error).__name__}: {error}") from error
         finally:
             API_CALLS.labels(verb=verb, kind=kind.plural, code=str(code)).inc()
@@ -132,7 +145,8 @@ def error_of(call: str, code: int, body: str) -> ApiError:
         case 409, _:
             return ConflictError(message)
         case ((400 | 422), _):
-            return RefusedError(said or message, permanent=True)
+            # A webhook's or a policy's no may be a yes later.
+            return RefusedError(said or message, permanent=_ADMISSION.search(message) is None)
         case 403, _:
             return RefusedError(said or message, permanent=False)
     return ApiError(message)

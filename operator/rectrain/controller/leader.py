@@ -45,26 +45,23 @@ class Leadership:
         self._clock = clock
         self._lease: Raw | None = None
         self._seen: tuple[Any, float] = (None, clock())
+        self._renewed = clock()
 
     async def acquire(self) -> None:
         """Wait until the Lease is won."""
         _LOG.info("waiting for lease %s as %s", self._key, self._identity)
-        while not await self._try():
+        while not await self._attempt():
             await asyncio.sleep(RETRY_SECONDS)
         LEADER.set(1)
         _LOG.info("won lease %s as %s", self._key, self._identity)
 
     async def hold(self) -> None:
         """Renew the Lease; return when it is lost."""
-        renewed = self._clock()
-        while self._clock() - renewed < RENEW_SECONDS:
-            await asyncio.sleep(RETRY_SECONDS)
-            attempt = self._clock()
+        while (left := self._renewed + RENEW_SECONDS - self._clock()) > 0:
             try:
-                async with asyncio.timeout(max(renewed + RENEW_SECONDS - attempt, 0)):
-                    if await self._try():
-                        renewed = attempt
-                    elif self._holder() not in (None, "", self._identity):
+                async with asyncio.timeout(left):
+                    await asyncio.sleep(RETRY_SECONDS)
+                    if not await self._attempt() and self._holder() not in (None, "", self._identity):
                         break
             except TimeoutError:
                 break
@@ -81,6 +78,14 @@ class Leadership:
             _LOG.info("released lease %s", self._key)
         except ApiError as error:
             _LOG.warning("lease %s is not released: %s", self._key, error)
+
+    async def _attempt(self) -> bool:
+        """Take or renew the Lease, and note from when on others may believe that it is ours: before the call."""
+        begun = self._clock()
+        is_ours = await self._try()
+        if is_ours:
+            self._renewed = begun
+        return is_ours
 
     async def _try(self) -> bool:
         """Take or renew the Lease; return whether it is ours."""

@@ -1,5 +1,6 @@
 """What the controller sees of a job and of what belongs to it: small typed pictures of the API server's objects."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,7 +10,8 @@ from typing import Any, NamedTuple
 from rectrain.api.job import KIND, RecTrainingJob
 from rectrain.api.pod_template import CONTAINER, CONVERSION_CONTAINER, REPLICA_INDEX_LABEL, REPLICA_TYPE_LABEL
 from rectrain.api.status import Progress, Status
-from rectrain.manifests.metadata import ATTEMPT_ANNOTATION
+from rectrain.manifests.metadata import ATTEMPT_ANNOTATION, MANAGED_BY, MANAGED_BY_LABEL
+from rectrain.manifests.pods import JOB_VOLUME
 
 Raw = Mapping[str, Any]
 
@@ -70,7 +72,8 @@ class Child:
 
     Attributes:
         uid: Identity.
-        owner_uid: Identity of the RecTrainingJob that controls it, or None.
+        owner_uid: Identity of what controls it, or None.
+        owner: Kind and name of that, as Kind/name; empty where there is none.
         attempt: Number of the attempt that it is.
         suspended: Whether its pods are held back.
         deleting: Whether it is being deleted.
@@ -84,6 +87,7 @@ class Child:
     suspended: bool
     deleting: bool
     phase: Phase
+    owner: str = ""
     message: str = ""
 
 
@@ -158,6 +162,8 @@ class Conversion:
         name: Name, the same for all that want the same shards.
         uid: Identity.
         owner_uids: Identities of the RecTrainingJobs that asked for it.
+        is_managed: Whether it bears the label of what a controller of ours made; it is watched by that label.
+        config_map: Name of the ConfigMap that its pods read the job from: the one of the first job that asked for it.
         deleting: Whether it is being deleted.
         phase: How far it is.
         message: Why it failed.
@@ -170,6 +176,8 @@ class Conversion:
     owner_uids: frozenset[str]
     deleting: bool
     phase: Phase
+    is_managed: bool = True
+    config_map: str = ""
     message: str = ""
     suspended: bool = False
     pod_waits: bool = False
@@ -197,6 +205,8 @@ class Observed:
     Attributes:
         child: The PyTorchJob of the job's name, whoever owns it.
         pods: Worker pods that bear the job's name, those of earlier attempts included.
+        pods_refused: Why the training operator cannot create some of them, as it says in events; empty where it does
+            not say so, None where it was not asked.
         conversion: The job's data conversion.
         conversion_pods: Its pods, where none of them runs or it has failed.
         progress: What rank 0 said last of this attempt.
@@ -205,6 +215,7 @@ class Observed:
 
     child: Child | None = None
     pods: tuple[Pod, ...] = ()
+    pods_refused: str | None = None
     conversion: Conversion | None = None
     conversion_pods: tuple[Pod, ...] = ()
     progress: Progress | None = None
@@ -235,6 +246,7 @@ def child_of(raw: Raw) -> Child:
         suspended=bool(raw.get("spec", {}).get("runPolicy", {}).get("suspend")),
         deleting="deletionTimestamp" in metadata,
         phase=phase,
+        owner=_controller(metadata),
         message=message,
     )
 
@@ -279,21 +291,39 @@ def conversion_of(raw: Raw) -> Conversion:
         owner_uids=frozenset(o["uid"] for o in metadata.get("ownerReferences") or [] if o.get("kind") == KIND),
         deleting="deletionTimestamp" in metadata,
         phase=phase,
+        is_managed=is_managed(metadata),
+        config_map=_job_config_map(raw),
         message=message,
         suspended=bool((raw.get("spec") or {}).get("suspend")),
         pod_waits=bool(status.get("active")) and not status.get("ready"),
     )
 
 
+def is_managed(metadata: Raw) -> bool:
+    """Return whether an object bears the label of what a controller of ours made."""
+    return (metadata.get("labels") or {}).get(MANAGED_BY_LABEL) == MANAGED_BY
+
+
+def _job_config_map(raw: Raw) -> str:
+    """Return the name of the ConfigMap that a conversion's pods read the job from."""
+    pod = ((raw.get("spec") or {}).get("template") or {}).get("spec") or {}
+    for volume in pod.get("volumes") or []:
+        if volume.get("name") == JOB_VOLUME:
+            return str((volume.get("configMap") or {}).get("name") or "")
+    return ""
+
+
 def _controller_uid(metadata: Raw) -> str | None:
-    for owner in metadata.get("ownerReferences") or []:
-        if owner.get("controller"):
-            return str(owner["uid"])
-    return None
+    return next((str(o["uid"]) for o in metadata.get("ownerReferences") or [] if o.get("controller")), None)
+
+
+def _controller(metadata: Raw) -> str:
+    owners = metadata.get("ownerReferences") or []
+    return next((f"{o.get('kind')}/{o.get('name')}" for o in owners if o.get("controller")), "")
 
 
 def _number(text: str | None) -> int:
-    return int(text) if text is not None and text.isdecimal() else 0
+    return int(text) if text is not None and re.fullmatch(r"[0-9]{1,9}", text) else 0
 
 
 def _time(text: str | None) -> datetime | None:

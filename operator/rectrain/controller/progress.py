@@ -44,7 +44,10 @@ class ProgressReader:
     async def run(self) -> None:
         """Read until cancelled."""
         connector = aiohttp.TCPConnector(limit=_CONCURRENCY)
-        async with aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT) as session:
+        # Workers run their users' images: nothing that they send is unpacked or kept.
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=_TIMEOUT, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
+        ) as session:
             while True:
                 await self.read_all(session)
                 await asyncio.sleep(self._interval)

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -38,12 +38,16 @@ from rectrain.controller.jobs import JobReader, known_status, merge_patch, writt
 from rectrain.controller.kinds import Kind
 from rectrain.controller.kube import STRATEGIC_PATCH, Kube
 from rectrain.controller.metrics import ACTIONS
-from rectrain.controller.observed import Conversion, Job, Key, Observed, Phase, Pod, Raw, Refusal, pod_of
+from rectrain.controller.observed import Child, Conversion, Job, Key, Observed, Phase, Pod, Raw, Refusal, pod_of
+from rectrain.controller.pending import refused_pods
+from rectrain.controller.stages.child import misses_pods
 from rectrain.controller.store import Store
 from rectrain.manifests import Settings, config_map, conversion_job, conversion_name, pytorch_job
 
 _LOG = logging.getLogger(__name__)
 _COMPONENT = "rectrain-controller"
+_MAX_NOTE = 1024
+"""Bytes of an event's note that the API server takes."""
 
 
 class Reconciler:
@@ -119,13 +123,24 @@ class Reconciler:
         if read or (child is not None and child.phase.is_final and not state_of(job.status.conditions).is_final):
             await self._read_pods(job.key)
         conversion = await self._conversion(job, read=read)
+        pods = self._store.pods(job.key)
         return Observed(
             child=child,
-            pods=self._store.pods(job.key),
+            pods=pods,
+            pods_refused=await self._pods_refused(job, child, pods) if read else None,
             conversion=conversion,
             conversion_pods=await self._conversion_pods(job, conversion),
             progress=self._progress.get(child.uid) if child is not None else None,
         )
+
+    async def _pods_refused(self, job: Job, child: Child | None, pods: Sequence[Pod]) -> str:
+        """Return why pods are missing of a PyTorchJob that was let run; events about it say so, and are not watched."""
+        if child is None or child.suspended or child.phase is not Phase.PENDING or not misses_pods(job, pods):
+            return ""
+        try:
+            return refused_pods(await self._kube.list_warnings(job.key.namespace, child.uid))
+        except RefusedError:  # the right to read events may be missing; a job runs without
+            return ""
 
     async def _conversion(self, job: Job, *, read: bool) -> Conversion | None:
         if job.definition is None or job.definition.spec.data.source is None:
@@ -178,15 +193,18 @@ class Reconciler:
                 await self._delete(Kind.CONVERSION, Key(key.namespace, name), uid, foreground=True)
             case DeleteJob(uid):
                 await self._delete(Kind.JOB, key, uid, foreground=False)
-            case JoinConversion(name, uid):
-                owner = {"apiVersion": Kind.JOB.api_version, "kind": KIND, "name": key.name, "uid": job.uid}
-                body = {"metadata": {"uid": uid, "ownerReferences": [owner]}}  # adds to those of others
-                self._store.take_answer(
-                    Kind.CONVERSION,
-                    await self._kube.patch(
-                        Kind.CONVERSION, Key(key.namespace, name), body, content_type=STRATEGIC_PATCH
-                    ),
-                )
+            case JoinConversion(name, uid, mounted):
+                # First what its pods read: one that is tried again needs it, though the job that it is of be gone.
+                with contextlib.suppress(NotFoundError):
+                    if mounted:
+                        await self._own(job, Kind.CONFIG_MAP, mounted)
+                self._store.take_answer(Kind.CONVERSION, await self._own(job, Kind.CONVERSION, name, uid=uid))
+
+    async def _own(self, job: Job, kind: Kind, name: str, **identity: str) -> Raw:
+        """Become one more owner of an object, and return it as it is then."""
+        owner = {"apiVersion": Kind.JOB.api_version, "kind": KIND, "name": job.key.name, "uid": job.uid}
+        body = {"metadata": {**identity, "ownerReferences": [owner]}}
+        return await self._kube.patch(kind, Key(job.key.namespace, name), body, content_type=STRATEGIC_PATCH)
 
     async def _create(self, kind: Kind, body: Raw) -> None:
         """Create an object; where one of its name is there already, look at it first."""
@@ -231,7 +249,7 @@ class Reconciler:
             "reportingInstance": self._instance,
             "action": "Reconcile",
             "reason": event.reason,
-            "note": event.message[:1024],
+            "note": event.message.encode()[:_MAX_NOTE].decode(errors="ignore"),
             "type": "Warning" if event.is_warning else "Normal",
         }
         try:

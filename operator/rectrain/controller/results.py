@@ -27,6 +27,8 @@ def parse_results(text: str) -> Results | None:
     if not text.startswith("{"):
         return None
     try:
-        return Results.model_validate_json(text)
+        results = Results.model_validate_json(text)
     except ValidationError:
         return None
+    names = {metric.name for metric in results.metrics}
+    return results if len(names) == len(results.metrics) else None  # the API server tells metrics apart by name

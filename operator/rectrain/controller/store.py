@@ -17,6 +17,7 @@ from rectrain.controller.observed import (
     Raw,
     child_of,
     conversion_of,
+    is_managed,
     pod_of,
 )
 
@@ -90,7 +91,10 @@ class Store:
     def take_answer(self, kind: Kind, raw: Raw) -> None:
         """Take in an object from the answer to a call, and expect its watch to tell of it."""
         key, version = key_of(raw), _version(raw)
-        if self._put(kind, key, version, raw):
+        if self._graves.get((kind, key)) == version:
+            # It is there: its watch said that it had gone because it lost the label by which it is watched.
+            del self._graves[kind, key]
+        if self._put(kind, key, version, raw) and _is_watched(kind, raw):
             owed = self._owed.get((kind, key))
             self._owed[kind, key] = _Owed(version, owed.since if owed is not None else self._clock())
 
@@ -219,6 +223,11 @@ def _jobs_of(kind: Kind, key: Key, raw: Raw) -> set[Key]:
         owners = metadata.get("ownerReferences") or []
         return {Key(key.namespace, owner["name"]) for owner in owners if owner.get("kind") == KIND}
     return {key}
+
+
+def _is_watched(kind: Kind, raw: Raw) -> bool:
+    """Return whether the watch of a kind will tell of an object: others' Jobs of a conversion's name it does not."""
+    return kind is not Kind.CONVERSION or is_managed(raw["metadata"])
 
 
 def _version(raw: Raw) -> int:

@@ -14,10 +14,12 @@ WARNING_REASONS = frozenset(
         "CreateContainerConfigError",
         "CreateContainerError",
         "NameTaken",
+        "PodsRefused",
         "PyTorchJobNotInstalled",
         "Refused",
     }
 )
+_KNOWN = frozenset(ConditionType)
 _ENDS_RUNNING = (ConditionType.SUCCEEDED, ConditionType.FAILED, ConditionType.RESTARTING, ConditionType.SUSPENDED)
 
 
@@ -25,6 +27,8 @@ def events_between(before: Status, after: Status) -> tuple[Event, ...]:
     """Return an event for each transition: a condition that turned, or that has another reason not to run."""
     events = []
     for condition in after.conditions:
+        if condition.type not in _KNOWN:  # of a newer controller, or another's
+            continue
         type_, old = ConditionType(condition.type), find(before.conditions, ConditionType(condition.type))
         if type_ is ConditionType.RUNNING:
             event = _of_running(condition, old, before, after)

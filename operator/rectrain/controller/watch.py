@@ -15,9 +15,10 @@ from rectrain.controller.metrics import WATCH_EVENTS
 from rectrain.controller.observed import Key
 from rectrain.controller.queue import WorkQueue
 from rectrain.controller.store import WATCHED, Store
+from rectrain.manifests.metadata import MANAGED_BY, MANAGED_BY_LABEL
 
-CONVERSION_LABELS = "app.kubernetes.io/managed-by=rectrain"
-"""Which batch/v1 Jobs are watched: those that the controller made."""
+_CONVERSION_LABELS = f"{MANAGED_BY_LABEL}={MANAGED_BY}"
+"""Which batch/v1 Jobs are watched: those that a controller made."""
 _CHUNK = 500
 _CONNECT_SECONDS, _REQUEST_SECONDS = 10.0, 60.0
 
@@ -61,7 +62,7 @@ def kopf_settings(*, namespaced: bool) -> kopf.OperatorSettings:
     wanted.persistence.diffbase_storage = _NoDifferences()
     # Filtered by the API server: of a cluster's pods and Jobs, only those of ours come here.
     wanted.watching.label_selectors[_resource(Kind.POD)] = CHILD_NAME_LABEL
-    wanted.watching.label_selectors[_resource(Kind.CONVERSION)] = CONVERSION_LABELS
+    wanted.watching.label_selectors[_resource(Kind.CONVERSION)] = _CONVERSION_LABELS
     return wanted
 
 

@@ -64,8 +64,9 @@ def conversion_job(job: RecTrainingJob, settings: Settings) -> dict[str, Any]:
 
 def _without_devices(job: RecTrainingJob) -> dict[str, Any]:
     """Return a worker's resources without GPUs and the like, which a conversion has no use for."""
+    asked = job.spec.workers.resources
     resources = {
         kind: {name: amount for name, amount in amounts.items() if name in _ORDINARY_RESOURCES}
-        for kind, amounts in (job.spec.workers.resources or {}).items()
+        for kind, amounts in (asked.model_dump(exclude_none=True) if asked is not None else {}).items()
     }
     return {kind: amounts for kind, amounts in resources.items() if amounts}

@@ -11,6 +11,9 @@ ATTEMPT_ANNOTATION = "rectrain.io/attempt"
 JOB_LABEL = "rectrain.io/job"
 """On everything that belongs to a job: its name."""
 
+MANAGED_BY_LABEL, MANAGED_BY = "app.kubernetes.io/managed-by", "rectrain"
+"""On everything that a controller makes: the conversions among the Jobs of a cluster are told by it."""
+
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _KUEUE_LABELS = (QUEUE_LABEL, "kueue.x-k8s.io/priority-class")
 
@@ -39,7 +42,7 @@ def labels_of(job: RecTrainingJob, component: str) -> dict[str, str]:
         "app.kubernetes.io/name": "rectrain",
         "app.kubernetes.io/instance": job.metadata.name,
         "app.kubernetes.io/component": component,
-        "app.kubernetes.io/managed-by": "rectrain",
+        MANAGED_BY_LABEL: MANAGED_BY,
         JOB_LABEL: job.metadata.name,
     }
 

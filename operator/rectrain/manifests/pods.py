@@ -13,6 +13,9 @@ from rectrain.manifests.settings import Settings
 JOB_PATH = f"{JOB_FOLDER}/{JOB_FILE}"
 """Where a pod has the job file."""
 
+JOB_VOLUME = f"{VOLUME_PREFIX}job"
+"""Volume with the ConfigMap that holds the job file."""
+
 TERMINATION_LOG = "/dev/termination-log"
 """Where a container leaves the reason of its end for Kubernetes."""
 
@@ -54,7 +57,11 @@ def pod_template(
             },
             "containers": [_merged({"name": container["name"], **_every_container(job, settings)}, container)],
             "volumes": [
+<<<<<<< HEAD
                 {"name": f"{VOLUME_PREFIX}job", "configMap": {"name": config_map_name(job, settings)}},
+=======
+                {"name": JOB_VOLUME, "configMap": {"name": config_map(job, settings)["metadata"]["name"]}},
+>>>>>>> kube
                 {"name": f"{VOLUME_PREFIX}tmp", "emptyDir": {}},
             ],
         },
@@ -69,7 +76,7 @@ def _every_container(job: RecTrainingJob, settings: Settings) -> dict[str, Any]:
         "workingDir": "/tmp",
         "env": [*_own_env(), *_credentials(job)],
         "volumeMounts": [
-            {"name": f"{VOLUME_PREFIX}job", "mountPath": JOB_FOLDER, "readOnly": True},
+            {"name": JOB_VOLUME, "mountPath": JOB_FOLDER, "readOnly": True},
             {"name": f"{VOLUME_PREFIX}tmp", "mountPath": "/tmp"},
         ],
         "securityContext": {

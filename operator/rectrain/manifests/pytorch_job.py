@@ -85,7 +85,8 @@ def _replicas(count: int, template: dict[str, Any]) -> dict[str, Any]:
 
 def _worker_template(job: RecTrainingJob, settings: Settings, attempt: int) -> dict[str, Any]:
     spec = (job.spec.workers.template or {}).get("spec") or {}
-    grace = spec.get("terminationGracePeriodSeconds", GRACE_SECONDS)
+    grace = spec.get("terminationGracePeriodSeconds")
+    grace = GRACE_SECONDS if grace is None else grace
     cache = job.spec.data.cache
     container: dict[str, Any] = {
         "name": CONTAINER,
@@ -115,7 +116,7 @@ def _worker_template(job: RecTrainingJob, settings: Settings, attempt: int) -> d
         container["volumeMounts"].append({"name": f"{VOLUME_PREFIX}cache", "mountPath": CACHE_FOLDER})
         volumes.append({"name": f"{VOLUME_PREFIX}cache", "emptyDir": {"sizeLimit": _volume_size(cache.size_limit)}})
     if job.spec.workers.resources is not None:
-        container["resources"] = job.spec.workers.resources
+        container["resources"] = job.spec.workers.resources.model_dump(exclude_none=True)
     pod = {"terminationGracePeriodSeconds": grace, **_placement(job)}
     template = pod_template(job, settings, component="worker", container=container, volumes=volumes, pod=pod)
     template["metadata"]["annotations"] = {

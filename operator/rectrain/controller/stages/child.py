@@ -1,18 +1,23 @@
 """The PyTorchJob of the current attempt: created, watched, and replaced when its attempt is over."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 
+from rectrain.api.job import KIND
 from rectrain.api.status import Progress
-from rectrain.controller.conditions import ConditionType
+from rectrain.controller.conditions import ConditionType, find
 from rectrain.controller.decision import CreateChild, CreateConfigMap
 from rectrain.controller.draft import Draft
-from rectrain.controller.observed import Child, Phase, names_of
+from rectrain.controller.observed import Child, Job, Phase, Pod, names_of
 from rectrain.controller.pending import IMAGE_REASONS, pending_reason
 from rectrain.manifests import memory_problem
 
 _FOREIGN_RETRY = timedelta(seconds=30)
 _PATIENCE = timedelta(seconds=15)
 """After which something that was to go away is read anew, should the event of its end be lost."""
+_PODS_REFUSED = "PodsRefused"
+_PODS_PATIENCE = (timedelta(seconds=15), timedelta(seconds=60))
+"""After which it is asked why pods are missing."""
 _IMAGE_PATIENCE = timedelta(minutes=10)
 """How long a worker may fail to pull its image while the others hold their places."""
 
@@ -22,6 +27,8 @@ def run_child(draft: Draft) -> bool:
     child = draft.observed.child
     if child is None:
         _create(draft)
+    elif draft.own_child is None and child.owner == f"{KIND}/{draft.job.key.name}":
+        _wait(draft, "the PyTorchJob of the job that had this name before is not gone yet")
     elif draft.own_child is None:
         _leave_alone(draft, child)
     elif child.deleting or draft.current_child is None:
@@ -49,6 +56,8 @@ def _create(draft: Draft) -> None:
         return
     draft.actions += [CreateConfigMap(), CreateChild(draft.attempt, suspended=draft.job.queue is not None)]
     _report_phase(draft, suspended=draft.job.queue is not None, phase=Phase.PENDING)
+    if draft.observed.refusal is None:  # the watch of a type that was just installed may tell nothing of it
+        draft.look_again(draft.now + _PODS_PATIENCE[0])
 
 
 def _leave_alone(draft: Draft, child: Child) -> None:
@@ -86,6 +95,7 @@ def _report(draft: Draft, child: Child) -> None:
     progress = draft.observed.progress
     if progress is not None and _advanced(draft.status.progress, progress):
         draft.update(progress=progress)
+    _look_for_missing_pods(draft, child)
     for pod in draft.pods:
         if pod.waiting_reason not in IMAGE_REASONS:
             continue
@@ -94,6 +104,32 @@ def _report(draft: Draft, child: Child) -> None:
             draft.fail(pod.waiting_reason, f"pod {pod.name}: {pod.waiting_message or pod.waiting_reason}")
             return
         draft.look_again(until)
+
+
+def _look_for_missing_pods(draft: Draft, child: Child) -> None:
+    """Look again while pods are missing: that they cannot be created is told by events alone, which nobody watches."""
+    start = draft.status.start_time
+    if child.suspended or child.phase is not Phase.PENDING or start is None or not misses_pods(draft.job, draft.pods):
+        return
+    soon = next((start + wait for wait in _PODS_PATIENCE if draft.now < start + wait), None)
+    if soon is not None or draft.observed.pods_refused:
+        draft.look_again(soon or draft.now + _PODS_PATIENCE[-1])
+
+
+def misses_pods(job: Job, pods: Sequence[Pod]) -> bool:
+    """Return whether there are fewer pods than the job wants."""
+    return job.definition is not None and sum(not p.gone for p in pods) < job.definition.spec.workers.replicas
+
+
+def _refused_pods(draft: Draft) -> tuple[str, str] | None:
+    """Return why pods cannot be created: as events say, and until they are asked again as they said last."""
+    if not misses_pods(draft.job, draft.pods):
+        return None
+    message = draft.observed.pods_refused
+    if message is None:
+        told = find(draft.status.conditions, ConditionType.RUNNING)
+        message = told.message if told is not None and told.reason == _PODS_REFUSED else ""
+    return (_PODS_REFUSED, message) if message else None
 
 
 def _report_phase(draft: Draft, *, suspended: bool, phase: Phase) -> None:
@@ -111,7 +147,7 @@ def _report_phase(draft: Draft, *, suspended: bool, phase: Phase) -> None:
         if seconds is not None:
             draft.look_again(draft.now + timedelta(seconds=seconds))
     draft.update(restart_after=None)
-    pending = pending_reason(draft.pods)
+    pending = pending_reason(draft.pods) or _refused_pods(draft)
     if phase is Phase.RUNNING:
         draft.set(ConditionType.RUNNING, True, "Training", pending[1] if pending else "the workers run")
         draft.set(ConditionType.RESTARTING, False, "Restarted" if draft.attempt else "NotNeeded")

@@ -14,6 +14,8 @@ _PATIENCE = timedelta(seconds=5)
 _PODS_PATIENCE = timedelta(seconds=15)
 """After which the pods of a conversion that does not run are looked at again: they are not watched."""
 
+_FOREIGN_PATIENCE = timedelta(seconds=30)
+
 
 def prepare_data(draft: Draft) -> bool:
     """Settle the pass while the job's shards are being made. Once they are, this job never asks again."""
@@ -25,6 +27,12 @@ def prepare_data(draft: Draft) -> bool:
     if conversion is not None and is_ours and conversion.phase is Phase.SUCCEEDED:
         draft.set(ConditionType.DATA_PREPARED, True, "Converted", f"{source.format} data are in shards")
         return False
+    if conversion is not None and not conversion.is_managed:
+        message = f"Job {conversion.name} exists and was not made by rectrain; it is left alone: delete it"
+        draft.set(ConditionType.DATA_PREPARED, False, "NameTaken", message)
+        draft.set(ConditionType.RUNNING, False, "NameTaken", message)
+        draft.look_again(draft.now + _FOREIGN_PATIENCE)
+        return True
     _report(draft, conversion)
     if conversion is None:
         draft.actions += [CreateConfigMap(), CreateConversion()]
@@ -32,7 +40,7 @@ def prepare_data(draft: Draft) -> bool:
         draft.look_again(draft.now + _PATIENCE)  # its name is free when it is gone
     elif not conversion.phase.is_final:
         if not is_ours:
-            draft.actions.append(JoinConversion(conversion.name, conversion.uid))
+            draft.actions.append(JoinConversion(conversion.name, conversion.uid, conversion.config_map))
     elif is_ours:
         cause = cause_in(draft.observed.conversion_pods)
         message = cause.message if cause is not None else conversion.message

@@ -7,6 +7,9 @@ from rectrain.controller.conditions import ConditionType, find
 from rectrain.controller.decision import DeleteJob
 from rectrain.controller.draft import Draft
 
+_RESYNC = timedelta(hours=6)
+"""After which an ended job is read anew: the event of its deletion can be lost, and it would be counted for ever."""
+
 
 def keep_finished(draft: Draft) -> bool:
     """Settle the pass if the job has ended."""
@@ -16,6 +19,7 @@ def keep_finished(draft: Draft) -> bool:
     child = draft.own_child
     if child is not None and (not child.phase.is_final or _is_removed_with_its_pods(draft)):
         draft.stop_child()
+    draft.look_again(draft.now + _RESYNC)
     _live(draft, ended)
     return True
 

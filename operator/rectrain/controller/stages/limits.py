@@ -9,11 +9,12 @@ from rectrain.controller.draft import Draft
 def refuse_invalid(draft: Draft) -> bool:
     """Settle the pass if the spec is not valid, though the API server has let it through.
 
-    A job that has begun is left to run: it may be of a newer version, seen by an older controller after a rollback.
+    A job that a controller has understood before is left as it is, suspended ones too: it may be of a newer version,
+    seen by an older controller after a rollback.
     """
     if draft.job.definition is not None:
         return False
-    if draft.observed.child is None and draft.status.start_time is None:
+    if draft.observed.child is None and not draft.job.status.conditions:
         draft.fail("InvalidSpec", draft.job.problem)
     else:
         draft.set(

@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 
 from rectrain.controller.classify import Failure, Retry, classify
-from rectrain.controller.conditions import ConditionType
+from rectrain.controller.conditions import ConditionType, find
 from rectrain.controller.draft import Draft
 from rectrain.controller.observed import Phase, names_of
 from rectrain.controller.results import results_of
@@ -59,11 +59,23 @@ def _awaits_others(draft: Draft, failure: Failure) -> bool:
     """
     ends = [p.termination.finished_at for p in draft.pods if p.termination and p.termination.finished_at]
     running = [p for p in draft.pods if p.is_running]
-    if not ends or not running or draft.now >= min(ends) + _SILENCE:
+    if not ends or not running:
+        return False
+    until = _known_since(draft, min(ends)) + _SILENCE
+    if draft.now >= until:
         return False
     draft.set(ConditionType.RUNNING, False, "Stopping", f"{failure.message}; waits for the others: {names_of(running)}")
-    draft.look_again(min(ends) + _SILENCE)
+    draft.look_again(until)
     return True
+
+
+def _known_since(draft: Draft, first: datetime) -> datetime:
+    """Return when the first pod ended; by a node's clock that is ahead, when this was first noticed."""
+    if first <= draft.now:
+        return first
+    condition = find(draft.status.conditions, ConditionType.RUNNING)
+    is_noticed = condition is not None and condition.reason == "Stopping"
+    return condition.last_transition_time if condition is not None and is_noticed else draft.now
 
 
 def backoff(restarts: int) -> timedelta:
