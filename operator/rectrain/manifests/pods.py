@@ -57,11 +57,7 @@ def pod_template(
             },
             "containers": [_merged({"name": container["name"], **_every_container(job, settings)}, container)],
             "volumes": [
-<<<<<<< HEAD
-                {"name": f"{VOLUME_PREFIX}job", "configMap": {"name": config_map_name(job, settings)}},
-=======
-                {"name": JOB_VOLUME, "configMap": {"name": config_map(job, settings)["metadata"]["name"]}},
->>>>>>> kube
+                {"name": JOB_VOLUME, "configMap": {"name": config_map_name(job, settings)}},
                 {"name": f"{VOLUME_PREFIX}tmp", "emptyDir": {}},
             ],
         },
