@@ -1,18 +1,16 @@
 import pytest
 
 from rectrain.api.job import RecTrainingJob
-from rectrain_jobs.tracking import job_without_credentials
 from rectrain_jobs.tracking.credentials import without_credentials
 from rectrain_jobs.tracking.parameters import MAX_KEY, MAX_PARAMETERS, MAX_VALUE, metric_key, parameters_of
 
 
-def job_with(features=2, over_dims=(8,), source=None, tracking_uri=None) -> RecTrainingJob:
+def job_with(features=2, over_dims=(8,), source=None) -> RecTrainingJob:
     spec = {
         "model": {"type": "DLRM", "dlrm": {"overDims": list(over_dims)}},
         "features": [{"name": f"c{i}", "kind": "Categorical", "cardinality": 10 + i} for i in range(features)],
         "labels": [{"name": "label", "task": "Binary"}],
         "data": {"train": {"uri": "s3://bucket/train"}, "source": source},
-        "tracking": {"mlflow": {"trackingUri": tracking_uri}},
         "workers": {"replicas": 2, "processesPerReplica": 4},
     }
     return RecTrainingJob.model_validate({"metadata": {"name": "test"}, "spec": spec})
@@ -77,11 +75,3 @@ def test_metric_keys_have_no_at_sign():
 )
 def test_credentials_are_left_out(text, shown):
     assert without_credentials(text) == shown
-
-
-def test_job_is_recorded_without_credentials_and_keeps_them():
-    job = job_with(tracking_uri="http://user:password@host")
-    assert "password" not in str(parameters_of(job)) + job_without_credentials(job).model_dump_json()
-    assert job.spec.tracking.mlflow.tracking_uri == "http://user:password@host"
-    plain = job_with(tracking_uri="http://host")
-    assert job_without_credentials(plain) == plain

@@ -15,6 +15,8 @@ from mlflow import MlflowClient
 
 SECONDS = 240
 SECRET = "hunter2"
+# Nothing listens on the discard port, so the password in the address has every chance to be shown.
+UNREACHABLE = {**os.environ, "MLFLOW_TRACKING_URI": f"http://someone:{SECRET}@127.0.0.1:9"}
 
 
 def write_interactions(file: Path, seed: int) -> None:
@@ -42,8 +44,6 @@ def job(tmp_path_factory) -> Path:
             "validation": {"uri": "shards/validation"},
         },
         "training": {"batchSize": 16, "epochs": 4, "logEverySteps": 1, "checkpoint": {"everySteps": 10}},
-        # Nothing listens on the discard port, so the password in the address has every chance to be shown.
-        "tracking": {"mlflow": {"trackingUri": f"http://someone:{SECRET}@127.0.0.1:9"}},
         "workers": {"replicas": 2},
     }
     content = {"apiVersion": "rectrain.io/v1alpha1", "kind": "RecTrainingJob", "metadata": {"name": "small"}}
@@ -61,8 +61,8 @@ def rectrain(*arguments, **options) -> subprocess.Popen[str]:
     )
 
 
-def succeed(*arguments) -> str:
-    process = rectrain(*arguments)
+def succeed(*arguments, **options) -> str:
+    process = rectrain(*arguments, **options)
     out, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, err
     assert SECRET not in out + err
@@ -91,11 +91,11 @@ def wait_until(condition) -> None:
 
 def test_a_killed_run_leaves_no_process_and_continues_to_the_same_result(job, tmp_path):
     whole = tmp_path / "whole"
-    printed = succeed("run", job, "--output", whole)
+    printed = succeed("run", job, "--output", whole, env=UNREACHABLE)
     assert "recall@20" in printed and "points are kept" in printed
 
     cut = tmp_path / "cut"
-    process = rectrain("run", job, "--output", cut)
+    process = rectrain("run", job, "--output", cut, env=UNREACHABLE)
     try:
         wait_until(lambda: any(cut.glob("checkpoints/*/complete.json")))
         assert len(workers_of(cut)) == 2
@@ -104,7 +104,7 @@ def test_a_killed_run_leaves_no_process_and_continues_to_the_same_result(job, tm
         process.communicate(timeout=SECONDS)
     wait_until(lambda: not workers_of(cut))
     assert not (cut / "metrics.json").exists()
-    printed = succeed("run", job, "--output", cut)
+    printed = succeed("run", job, "--output", cut, env=UNREACHABLE)
     assert "continuing from the checkpoint of step" in printed
 
     metrics = [json.loads((output / "metrics.json").read_text()) for output in (whole, cut)]
@@ -120,11 +120,7 @@ def test_a_killed_run_leaves_no_process_and_continues_to_the_same_result(job, tm
 
 
 def test_a_run_without_any_service_says_what_it_did_and_where_that_is_recorded(job, tmp_path):
-    content = yaml.safe_load(job.read_text())
-    del content["spec"]["tracking"]
-    plain = job.with_name("plain.yaml")
-    plain.write_text(yaml.safe_dump(content))
-    printed = succeed("run", plain, "--output", tmp_path / "run", "--set", "training.maxSteps=5")
+    printed = succeed("run", job, "--output", tmp_path / "run", "--set", "training.maxSteps=5")
     database = f"sqlite:///{tmp_path}/mlflow.db"
     lines = [" ".join(line.split()) for line in printed.splitlines()]
     assert "Sharding plan for 2 cpu ranks" in lines

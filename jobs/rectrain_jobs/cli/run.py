@@ -3,14 +3,13 @@
 import hashlib
 import json
 import sys
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from rectrain.api import RecTrainingJob, UserError, dump_job, load_job
+from rectrain.api import RecTrainingJob, UserError, load_job
 
 if TYPE_CHECKING:
     from rectrain_jobs.training.output import RunOutput
@@ -64,10 +63,8 @@ def run(job_file: str, output: str | None, overrides: tuple[str, ...], restart: 
             return
         check_kernels()
         _convert(job)
-        with tempfile.TemporaryDirectory(prefix="rectrain-job-") as folder:  # may name credentials, so nobody else's
-            resolved = Path(folder) / "job.yaml"
-            resolved.write_text(dump_job(job))
-            code, reason = run_ranks(["--job", str(resolved), "--output", run_output.uri], job.spec.workers.world_size)
+        resolved = run_output.write_job(job)
+        code, reason = run_ranks(["--job", str(resolved), "--output", run_output.uri], job.spec.workers.world_size)
     if reason:
         click.echo(f"error: {reason}" if code != 143 else reason, err=True)
     elif code not in (0, 143):

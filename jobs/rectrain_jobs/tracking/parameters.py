@@ -3,7 +3,6 @@
 from typing import Any
 
 from rectrain.api.job import RecTrainingJob
-from rectrain_jobs.tracking.credentials import job_without_credentials
 
 MAX_KEY, MAX_VALUE, MAX_PARAMETERS = 250, 6000, 1000
 """Longest key and value that MLflow's stores take, and the most parameters of a run that are still of use to people."""
@@ -17,7 +16,7 @@ def parameters_of(job: RecTrainingJob) -> dict[str, str]:
     Features and labels go by name. Where that makes more than 1,000 parameters, the single features are left out, then
     other long lists; the job file among the run's artifacts has them.
     """
-    spec = job_without_credentials(job).spec.model_dump(mode="json", exclude_none=True)
+    spec = job.spec.model_dump(mode="json", exclude_none=True)
     spec.pop("workers", None)
     spec["workers"] = {"worldSize": job.spec.workers.world_size}
     flat = _flatten(spec)

@@ -14,7 +14,6 @@ from rectrain.api.job import RecTrainingJob
 from rectrain.api.loading import dump_job
 from rectrain_jobs.storage import ObjectStore, Storage, StorageError, open_store
 from rectrain_jobs.storage.local import local_errors
-from rectrain_jobs.tracking.credentials import job_without_credentials
 from rectrain_jobs.training.checkpoint_listing import remove_all_checkpoints
 from rectrain_jobs.training.identity import first_difference, identity_of
 
@@ -157,9 +156,14 @@ class RunOutput:
             partial.write_text(json.dumps(progress))
             partial.replace(self.local / PROGRESS)
 
-    def write_job(self, job: RecTrainingJob) -> None:
-        """Write job.yaml: the job as it was run, without credentials."""
-        self.store.write_bytes(JOB, dump_job(job_without_credentials(job)).encode())
+    def write_job(self, job: RecTrainingJob) -> Path:
+        """Write job.yaml, the job as it is run, and return where it is on this machine."""
+        try:
+            self.store.write_bytes(JOB, dump_job(job).encode())
+        except StorageError as error:
+            raise UserError(f"--output: {error}") from None
+        self.fetch(JOB)
+        return self.local / JOB
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json: how the run ended."""

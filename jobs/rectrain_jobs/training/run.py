@@ -18,7 +18,7 @@ from rectrain_jobs.features import FeatureSet
 from rectrain_jobs.features.feature_set import FEATURES_FILE
 from rectrain_jobs.resolution import storage_options
 from rectrain_jobs.storage import open_store
-from rectrain_jobs.tracking import DatasetInput, MlflowTracker, PointLog, TrackingSummary, job_without_credentials
+from rectrain_jobs.tracking import DatasetInput, MlflowTracker, PointLog, TrackingSummary
 from rectrain_jobs.training.data import open_dataset
 from rectrain_jobs.training.distributed import join_ranks
 from rectrain_jobs.training.output import BUNDLE, JOB, METRICS, PLAN, POINTS, TRACKING_STATE, RunOutput
@@ -219,7 +219,7 @@ def _lineage(job: RecTrainingJob, trainer: Trainer, uid: str) -> dict[str, Any]:
     packages = ("rectrain", "torch", "torchrec", "mosaicml-streaming")
     return {
         "jobUid": uid,
-        "job": job_without_credentials(job).spec.model_dump(mode="json", exclude_defaults=True),
+        "job": job.spec.model_dump(mode="json", exclude_defaults=True),
         "data": {
             "uri": trainer.data.dataset.uri,
             "digest": trainer.data.dataset.digest,
