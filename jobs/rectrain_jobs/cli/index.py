@@ -153,12 +153,9 @@ def _open(job_file: str, overrides: tuple[str, ...]) -> tuple[RecTrainingJob, "I
         raise UserError(
             f"{job_file}: spec.publish.index: is required: where the index is, such as {{type: Faiss, uri: index}}"
         )
-    from rectrain_jobs.installation import check_kernels
-
-    check_kernels()
     from rectrain_jobs.logs import configure_logging
     from rectrain_jobs.resolution import resolve_paths
-    from rectrain_jobs.training.publish import open_index
+    from rectrain_jobs.retrieval.opening import open_index
 
     configure_logging()
     job = resolve_paths(job, Path(job_file).parent)
@@ -166,6 +163,9 @@ def _open(job_file: str, overrides: tuple[str, ...]) -> tuple[RecTrainingJob, "I
 
 
 def _items(job: RecTrainingJob, bundle: str) -> "Items":
+    from rectrain_jobs.installation import check_kernels
+
+    check_kernels()
     from rectrain_jobs.bundle import load_bundle
     from rectrain_jobs.resolution import storage_options
     from rectrain_jobs.training.publish import items_of
@@ -174,6 +174,6 @@ def _items(job: RecTrainingJob, bundle: str) -> "Items":
 
 
 def _keep(job: RecTrainingJob) -> int:
-    from rectrain_jobs.training.publish import index_of
+    from rectrain_jobs.retrieval.opening import index_of
 
     return index_of(job).keep
