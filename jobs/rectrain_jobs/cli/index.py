@@ -116,20 +116,34 @@ def info(job_file: str, overrides: tuple[str, ...], as_json: bool) -> None:
     from rectrain_jobs.retrieval.opening import served_index
 
     _, store = _open(job_file, overrides)
-    served, versions = store.served(), store.versions()
-    count = served_index(store).count() if served is not None else 0
+    served, versions, unfinished = store.served(), store.versions(), store.unfinished()
+    count, problem = 0, None
+    if served is not None:
+        try:
+            count = served_index(store).count()
+        except UserError as error:  # the versions to go back to are shown all the same
+            problem = error
     if as_json:
         found = {
             "served": served,
             "count": count,
             "versions": [version.model_dump(by_alias=True) for version in versions],
+            "unfinished": unfinished,
         }
         click.echo(json.dumps(found, indent=2))
-        return
+    else:
+        _show(store.uri, versions, served, count)
+        if unfinished:
+            click.echo(f"unfinished or damaged, removed by the next publishing: {', '.join(unfinished)}")
+    if problem is not None:
+        raise problem
+
+
+def _show(title: str, versions: "list[IndexVersion]", served: str | None, count: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=store.uri, title_justify="left")
+    table = Table(title=title, title_justify="left")
     table.add_column("Version", no_wrap=True)  # what the other commands take; it ends in the model's version
     for heading in ("Served", "Items", "Dim", "Algorithm", "Recall", "Job"):
         justify = "right" if heading in ("Items", "Dim", "Recall") else "left"

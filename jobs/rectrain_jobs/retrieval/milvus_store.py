@@ -104,8 +104,10 @@ class MilvusStore:
         """
         if not uri.startswith(("http://", "https://")) and not uri.endswith(".db"):
             raise UserError(f"Milvus at {uri}: must be http://host:port, https://host:port or a path that ends in .db")
-        # Errors are told by exceptions; the client would print each with a traceback, too.
-        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+        # Errors are told by exceptions; the client, and Milvus Lite's server in this process, would print each with a
+        # traceback, too, even of calls that only some servers know.
+        for logger in ("pymilvus", "grpc._server"):
+            logging.getLogger(logger).setLevel(logging.CRITICAL)
         self.uri = f"Milvus at {uri}, {name}"
         self._name = name
         with _told(self.uri):

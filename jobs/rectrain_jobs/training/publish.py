@@ -10,6 +10,7 @@ from rectrain.api.errors import UserError
 from rectrain.api.features import Side
 from rectrain.api.job import RecTrainingJob
 from rectrain_jobs.bundle import Bundle, load_bundle
+from rectrain_jobs.bundle.files import trained
 from rectrain_jobs.data.batch import BatchBuilder
 from rectrain_jobs.evaluation.ranking import Searcher, UserChunk
 from rectrain_jobs.features import FEATURES_FILE, FeatureSet
@@ -40,7 +41,7 @@ def check_data(bundle: Bundle, job: RecTrainingJob) -> None:
 
 
 def items_of(bundle: Bundle, job: RecTrainingJob) -> Items:
-    """Compute the vectors of all items of a bundle.
+    """Compute the vectors of all items of a bundle; of items that are their id alone, of those that training saw.
 
     Where items are more than their ids, or ids come from a vocabulary, they are those of the job's data; see
     `item_columns`. Memory: the bundle's tables and the vectors.
@@ -57,6 +58,9 @@ def items_of(bundle: Bundle, job: RecTrainingJob) -> Items:
     datasets = [open_dataset(job, part.uri, builder.columns) for part in shards if part is not None]
     columns = item_columns(spec, datasets)
     ids = columns[spec.model.item_id]
+    if list(columns) == [spec.model.item_id]:
+        ids = trained(ids, bundle.item_counts)
+        columns = {spec.model.item_id: ids}
     RowChecker(spec, datasets[0]).check(columns, np.arange(len(ids)))
     parts = []
     with torch.no_grad():
