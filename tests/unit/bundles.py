@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 import torch.distributed as dist
@@ -15,6 +14,7 @@ from rectrain_jobs.models.registry import build_model
 from rectrain_jobs.storage import open_store
 
 ITEMS = 40
+SEEN = range(1, ITEMS + 1)
 USER_ID = {"name": "user_id", "kind": "Categorical", "side": "None", "cardinality": 30}
 ITEM_ID = {"name": "item_id", "kind": "Categorical", "side": "Item", "cardinality": ITEMS}
 HISTORY = {"name": "history", "kind": "Sequence", "side": "User", "of": "item_id", "maxLength": 5}
@@ -43,9 +43,14 @@ def job_of(model: dict[str, Any], features: list[dict[str, Any]], seed: int = 0)
 
 
 def make_bundle(
-    folder: Path, model: dict[str, Any], features: list[dict[str, Any]], seed: int = 0, values: Any = None
+    folder: Path,
+    model: dict[str, Any],
+    features: list[dict[str, Any]],
+    seed: int = 0,
+    values: Any = None,
+    counts: Any = SEEN,
 ) -> Any:
-    """Write a bundle with initial weights to a folder; returns its model. Item i was seen i times.
+    """Write a bundle with initial weights to a folder; returns its model.
 
     Args:
         folder: Where.
@@ -53,6 +58,7 @@ def make_bundle(
         features: The job's features.
         seed: Other seeds give other weights.
         values: Raw values of the item feature, of which its vocabulary is learnt.
+        counts: How often each item was seen; None for a bundle that does not say.
     """
     job = job_of(model, features, seed)
     torch.manual_seed(seed)
@@ -67,9 +73,9 @@ def make_bundle(
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         group = dist.group.WORLD
-        counts = torch.from_numpy(np.r_[np.arange(ITEMS), 0, 0])
+        seen = None if counts is None else torch.tensor([*counts, 0, 0])
         store = open_store(str(folder))
-        write_bundle(store, job, built.state_dict(), fitted, metrics={}, lineage={}, item_counts=counts, group=group)
+        write_bundle(store, job, built.state_dict(), fitted, metrics={}, lineage={}, item_counts=seen, group=group)
     finally:
         dist.destroy_process_group()
     return built

@@ -220,12 +220,32 @@ def test_an_empty_data_frame_gets_an_empty_column():
         (FRAMES["polars"].drop("age"), "column age: there is no such column"),
         (FRAMES["polars"].lazy(), "LazyFrame is no data frame"),
         ([1, 2], "builtins.list is no data frame"),
+        (pandas.concat([FRAMES["pandas"]] * 2, axis=1), "column age: is there more than once"),
+        (FRAMES["arrow"].append_column("age", pa.array([1, 2, 3])), "column age: is there more than once"),
         (FRAMES["arrow"].append_column("age_log", pa.array([1, 2, 3])), "column age_log: is in the data frame already"),
     ],
 )
 def test_a_frame_that_does_not_fit_is_refused(frame, problem):
     with pytest.raises(UserError, match=problem):
         Log("age").transform(frame)
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda: StringIndexer("city", 0), "city: cardinality is 0; must be an integer from 1"),
+        (lambda: Hashing("city", 2.5), r"city: cardinality is 2\.5; must be"),
+        (lambda: Sequence("seen", Hashing("seen", 5), max_length=-1), "seen: max_length is -1; must be"),
+        (lambda: Bucketizer("price", buckets=0), "price: buckets is 0; must be"),
+        (
+            lambda: Bucketizer("price", boundaries=[3, 1]),
+            r"price: boundaries are \[3, 1\]; must be finite numbers that",
+        ),
+    ],
+)
+def test_settings_that_make_no_stage_are_refused(make, problem):
+    with pytest.raises(UserError, match=problem):
+        make()
 
 
 def test_a_refused_value_of_a_frame_is_named_with_its_row():
@@ -273,6 +293,7 @@ def other_arrays(folder):
 DAMAGES = {
     "no manifest": (lambda f: (f / "pipeline.json").unlink(), r"pipeline\.json: no such file"),
     "no JSON": (lambda f: (f / "pipeline.json").write_text("{"), r"pipeline\.json: is no pipeline of rectrain"),
+    "nested without end": (lambda f: (f / "pipeline.json").write_text("[" * 10**5), "is no pipeline of rectrain"),
     "no stage": (lambda f: (f / "pipeline.json").write_text("{}"), r"pipeline\.json: is no pipeline of rectrain"),
     "newer": (lambda f: change(f, lambda d: d.update(formatVersion=9)), "has format version 9; this rectrain reads 1"),
     "newer stage": (

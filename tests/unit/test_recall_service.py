@@ -131,11 +131,31 @@ def test_who_has_no_history_gets_what_is_popular(mind, serve):
     client = serve(mind)
     answer = recall(client, top_k=4, hist_item=[[], [999], [3], []])
     assert answer["sources"] == ["popularity", "popularity", "model", "popularity"]
-    # Item i was seen i times; the one that never was is not popular.
+    # Item i was seen i + 1 times.
     assert answer["items"][0] == answer["items"][1] == [39, 38, 37, 36]
-    assert answer["scores"][0] == [39, 38, 37, 36]
+    assert answer["scores"][0] == [40, 39, 38, 37]
     assert answer["items"][2] == expected(client, [3], 4)[0]
-    assert recall(client, top_k=100, hist_item=[[]])["items"][0] == list(range(39, 0, -1))
+    assert recall(client, top_k=100, hist_item=[[]])["items"][0] == list(range(39, -1, -1))
+
+
+@pytest.mark.parametrize(("model", "features"), [(MIND, FEATURES), (MATRIX, [OWN_USER, ITEM_ID])])
+def test_an_item_that_training_never_saw_is_in_no_answer(model, features, tmp_path, serve):
+    make_bundle(tmp_path, model, features, counts=[0, 3, 0] + [1] * (ITEMS - 3))
+    client = serve(tmp_path)
+    assert client.post("/rec/count").json() == {"count": ITEMS - 2}
+    user = {"hist_item": [[0, 5], []]} if model is MIND else {"user_features": [{"user_id": 3}, {}]}
+    answer = recall(client, top_k=100, **user)
+    assert answer["sources"] == ["model", "popularity"] and answer["unknown"] == [0, 0]
+    assert sorted(answer["items"][0]) == sorted(answer["items"][1]) == [1, *range(3, ITEMS)]
+
+
+def test_a_bundle_without_counts_is_served_without_popularity(tmp_path, serve, caplog):
+    make_bundle(tmp_path, MIND, FEATURES, counts=None)
+    client = serve(tmp_path)
+    assert f"{tmp_path}: has no item counts" in caplog.text
+    answer = recall(client, top_k=100, hist_item=[[3], []])
+    assert sorted(answer["items"][0]) == list(range(ITEMS)) and answer["items"][1] == answer["scores"][1] == []
+    assert answer["sources"] == ["model", "popularity"]
 
 
 def test_a_deleted_item_is_not_popular(mind, serve, tmp_path):
@@ -239,7 +259,7 @@ def test_a_filter_leaves_items_whose_attributes_are_such(conditions, holds, mind
     for _ in range(2):  # the second time it is remembered
         answer = recall(client, top_k=1000, hist_item=[[3, 9], []], filter=conditions)
         assert answer["items"][0] == expected(client, [3, 9], 1000, without=set(range(ITEMS)) - set(allowed))[0]
-        assert answer["items"][1] == [item for item in reversed(allowed) if item]
+        assert answer["items"][1] == allowed[::-1]
 
 
 WRONG = [

@@ -1,9 +1,13 @@
 """`rectrain index` and evaluation through it, on the bundle and the index that a run left."""
 
+import hashlib
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
+import safetensors.numpy
 import torch.distributed as dist
 from click.testing import CliRunner
 from training_runs import ITEMS, dlrm_job, ended_run, mind_job
@@ -68,6 +72,36 @@ def test_versions_are_published_built_rolled_back_and_dropped(ended):
     assert third in succeed("index", "info", job, "--set", place)
     succeed("index", "publish", job, "--bundle", bundle, "--set", place, "--set", "publish.index.keep=1")
     assert len(versions(job, place)[1]) == 1
+
+
+def test_items_that_training_never_saw_are_not_published(ended, tmp_path):
+    job, trained_bundle, place = ended
+    bundle = shutil.copytree(trained_bundle, tmp_path / "bundle")
+    counts = safetensors.numpy.load_file(bundle / "item_counts.safetensors")["item_counts"]
+    counts[[2, 5]] = 0
+    safetensors.numpy.save_file({"item_counts": counts}, bundle / "item_counts.safetensors")
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    digest = hashlib.sha256((bundle / "item_counts.safetensors").read_bytes()).hexdigest()
+    (bundle / "bundle.json").write_text(json.dumps(manifest | {"itemCountsSha256": digest}))
+    succeed("index", "publish", job, "--bundle", bundle, "--set", place)
+    assert versions(job, place)[2] == ITEMS - 2
+    assert "is right" in succeed("index", "verify", job, "--bundle", bundle, "--set", place)
+
+
+def test_a_damaged_version_is_shown_and_needs_no_torch_to_be_left(ended, tmp_path):
+    job, bundle, place = ended
+    (first,) = versions(job, place)[1]
+    succeed("index", "publish", job, "--bundle", bundle, "--set", place)
+    served = versions(job, place)[0]
+    (tmp_path / "index" / "versions" / served / "version.json").write_text("{")
+    shown = rectrain("index", "info", job, "--set", place)
+    assert_refused(shown, "version.json: is damaged")
+    assert first in shown.stdout and f"unfinished or damaged, removed by the next publishing: {served}" in shown.stdout
+    code = "import sys; from rectrain.cli.main import cli; cli.main(sys.argv[1:], standalone_mode=False)"
+    code += "; assert 'torch' not in sys.modules"
+    command = [sys.executable, "-c", code, "index", "rollback", job, "--set", place, "--to", first]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"serving {first}\n"
+    assert versions(job, place)[0] == first
 
 
 def test_evaluation_through_the_index_tells_what_the_index_loses(ended):

@@ -1,6 +1,8 @@
 """The item index in FAISS and in Milvus (Lite: the same client and API, in this process)."""
 
 import json
+import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -128,8 +130,11 @@ def test_single_items_are_added_replaced_and_deleted(store):
     assert store.delete(np.array([5])) == 0
     index = served_index(store)
     assert index.count() == 59 and index.search(far[:1], 60).ids.max() <= 177
-    with pytest.raises(UserError, match=r"shape \[1, 3\]: must be \[n, 8\]"):
+    with pytest.raises(UserError, match=r"shape \[1, 3\]: must be \[1, 8\]"):
         store.upsert(np.array([1]), np.ones((1, 3), np.float32))
+    with pytest.raises(UserError, match="item 7 has more than one vector"):
+        store.upsert(np.array([5, 7, 7]), np.ones((3, DIM), np.float32))
+    assert served_index(store).count() == 59
 
 
 def test_verification_tells_another_model_another_count_and_wrong_vectors(store):
@@ -152,8 +157,15 @@ def test_what_cannot_be_published_leaves_everything_as_it_was(store, monkeypatch
     wrong = items_of("b")
     with pytest.raises(UserError, match="no items to publish"):
         publish(store, items_of("b", 0), keep=2)
-    with pytest.raises(UserError, match="more than one vector"):
+    with pytest.raises(UserError, match="item 0 has more than one vector"):
         publish(store, wrong._replace(ids=np.zeros(60, np.int64)), keep=2)
+    with pytest.raises(UserError, match="an item has id -3: ids must not be negative"):
+        publish(store, wrong._replace(ids=wrong.ids - 3), keep=2)
+    for value in (np.nan, np.inf):
+        vectors = wrong.vectors.copy()
+        vectors[7, 2] = value
+        with pytest.raises(UserError, match="the vector of item 21 is not finite: has the training diverged"):
+            publish(store, wrong._replace(vectors=vectors), keep=2)
     monkeypatch.setattr("rectrain_jobs.retrieval.publishing.sampled_recall", lambda *_: 0.3)
     with pytest.raises(UserError, match=r"finds 0\.3000 of the exact neighbours"):
         publish(store, wrong, keep=2)
@@ -189,15 +201,118 @@ def test_publishing_that_is_killed_at_any_step_leaves_an_index_that_serves(kind,
             assert len([key for key in files if key.endswith(".faiss")]) == 2, "nothing is left behind"
 
 
+def version_file(folder):
+    return max(folder.glob("versions/*/version.json"))
+
+
+def edit(file, **changes):
+    found = json.loads(file.read_text())
+    found.get("version", found).update(changes)
+    file.write_text(json.dumps(found))
+
+
+def test_a_damaged_version_is_in_nobody_s_way(tmp_path):
+    store = FaissStore(open_folder(str(tmp_path)))
+    for model in "abc":
+        publish(store, items_of(model), keep=3)
+    (tmp_path / "versions" / "000001_a" / "version.json").write_text("{")
+    assert [v.name for v in store.versions()] == ["000002_b", "000003_c"] and store.unfinished() == ["000001_a"]
+    assert served_index(store).version.name == "000003_c" and rollback(store).name == "000002_b"
+    # Nor is the served one: it stays until another is served, as it may be in somebody's memory.
+    (tmp_path / "versions" / "000002_b" / "version.json").write_text("{")
+    assert build(store, items_of("d")).name == "000004_d" and store.unfinished() == ["000002_b"]
+    assert rollback(store, "000004_d").name == store.served() == "000004_d"
+    (tmp_path / "served.json").write_text("{")
+    assert rollback(store, "000003_c").name == store.served() == "000003_c"
+    (tmp_path / "served.json").write_text("{")
+    assert publish(store, items_of("e"), keep=2).name == store.served() == "000005_e"
+
+
+def test_what_is_not_an_index_s_own_is_left_alone(tmp_path):
+    store = FaissStore(open_folder(str(tmp_path)))
+    publish(store, items_of("a"), keep=1)
+    folder = tmp_path / "versions"
+    shutil.copytree(folder / "000001_a", folder / "backup")
+    (folder / "notes.txt").write_text("mine")
+    edit(folder / "000001_a" / "version.json", formatVersion=2)
+    for change in (lambda: publish(store, items_of("b"), keep=1), store.versions, lambda: rollback(store)):
+        with pytest.raises(UserError, match="has format version 2; this rectrain reads 1"):
+            change()
+    edit(folder / "000001_a" / "version.json", formatVersion=1)
+    assert publish(store, items_of("b"), keep=1).name == "000002_b"
+    store.clear()
+    assert sorted(path.name for path in folder.iterdir()) == ["backup", "notes.txt"]
+
+
+def test_one_process_at_a_time_changes_an_index(tmp_path):
+    store, other = (FaissStore(open_folder(str(tmp_path))) for _ in range(2))
+    publish(store, items_of("a"), keep=2)
+    publish(store, items_of("b"), keep=2)
+    with other.changing():
+        for change in (
+            lambda: publish(store, items_of("c"), keep=1),
+            lambda: build(store, items_of("c")),
+            lambda: rollback(store),
+            lambda: drop(store, "000001_a"),
+            lambda: store.delete(np.array([0])),
+            store.clear,
+        ):
+            with pytest.raises(UserError, match="another process is changing the index; try again when it has ended"):
+                change()
+        assert served_index(store).count() == 60, "it is searched meanwhile"
+    assert rollback(store).name == "000001_a"
+
+
+def test_a_version_that_was_removed_while_it_was_built_is_not_served(tmp_path, monkeypatch):
+    store = FaissStore(open_folder(str(tmp_path)))
+    publish(store, items_of("a"), keep=2)
+    monkeypatch.setattr(store, "changing", nullcontext)  # as in S3
+
+    def verified_while_another_publishes(*_):
+        FaissStore(open_folder(str(tmp_path))).remove(["000002_b"])
+        return 1.0
+
+    monkeypatch.setattr("rectrain_jobs.retrieval.publishing.verify", verified_while_another_publishes)
+    with pytest.raises(UserError, match="another process removed 000002_b while it was built; let one publish"):
+        publish(store, items_of("b"), keep=1)
+    assert store.served() == "000001_a" and store.unfinished() == [] and served_index(store).count() == 60
+
+
+def test_collections_of_others_are_left_alone(tmp_path):
+    with open_store("milvus", tmp_path) as store:
+        publish(store, items_of("a"), keep=1)
+        other = MilvusStore(str(tmp_path / "index.db"), "items_v2")  # its collections begin as ours do
+        publish(other, items_of("other"), keep=1)
+        build(other, items_of("next"))
+        store._client.create_collection("items_vectors", dimension=4)
+        publish(store, items_of("b"), keep=1)
+        assert [v.name for v in store.versions()] == ["000002_b"] and store.unfinished() == []
+        store.clear()
+        assert sorted(store._client.list_collections()) == [
+            "items_v2_v000001_other",
+            "items_v2_v000002_next",
+            "items_vectors",
+        ]
+        other.close()
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda f: next(f.glob("versions/*/*.faiss")).write_bytes(b"x"), r"\.faiss: is damaged: its SHA-256"),
         (lambda f: next(f.glob("versions/*/version.json")).write_text("{"), r"version\.json: is damaged"),
         (lambda f: (f / "served.json").write_text("{}"), r"served\.json: is damaged"),
-        (lambda f: (f / "served.json").write_text(json.dumps({"name": "x"})), "has no version x; there are: 000001_a"),
+        (lambda f: edit(f / "served.json", name="000009_x"), "has no version 000009_x; there are: 000001_a"),
+        (
+            lambda f: edit(f / "served.json", name="a\0b"),
+            r"served\.json: is damaged: 'a\\x00b' is no name of a version",
+        ),
+        (lambda f: edit(version_file(f), formatVersion=2), r"has format version 2; this rectrain reads 1"),
+        (lambda f: edit(version_file(f), name="000001_b"), r"is damaged: it is of version 000001_b"),
+        (lambda f: edit(version_file(f), algorithm="IVFPQ"), r"\.faiss: is no IVFPQ index"),
+        (lambda f: edit(version_file(f), dim=9), r"\.faiss: is no Flat index: its width is 8, the version's 9"),
     ],
-    ids=["index", "version", "served", "absent"],
+    ids=["index", "version", "served", "absent", "no name", "newer", "renamed", "algorithm", "width"],
 )
 def test_damaged_files_are_named(damage, message, tmp_path):
     store = FaissStore(open_folder(str(tmp_path)))

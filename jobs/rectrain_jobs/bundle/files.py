@@ -88,20 +88,30 @@ class BundleFiles:
                 _check_digest(store.uri_of(key), path, index.files.get(key))
                 _load_file(store.uri_of(key), path, wanted, into, framework)
 
-    def item_counts(self) -> npt.NDArray[np.int64]:
-        """Return how many training rows have each item, [rows of the item table].
+    def item_counts(self) -> npt.NDArray[np.int64] | None:
+        """Return how many training rows have each item, [rows of the item table]; None where the bundle does not say.
 
         Raises:
-            UserError: The bundle has no counts, as one of a ranking model, or they are damaged.
+            UserError: They are damaged.
         """
-        where = self.store.uri_of(ITEM_COUNTS)
         if self.manifest.item_counts_sha256 is None:
-            raise UserError(f"{self.store.uri_of(MANIFEST)}: has no itemCountsSha256: the bundle has no item counts")
+            return None
+        where = self.store.uri_of(ITEM_COUNTS)
         data = self.store.read_bytes(ITEM_COUNTS)
         if hashlib.sha256(data).hexdigest() != self.manifest.item_counts_sha256:
             raise UserError(f"{where}: is damaged: its SHA-256 is not that of {MANIFEST}")
         counts: npt.NDArray[np.int64] = safetensors.numpy.load(data)["item_counts"]
         return counts
+
+
+def trained(rows: npt.NDArray[np.int64], counts: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:
+    """Return those rows of the item table that a training row has: the vectors of others are as they were drawn.
+
+    Args:
+        rows: Rows of items of which nothing but the id is known.
+        counts: As of `BundleFiles.item_counts`; None takes all rows.
+    """
+    return rows if counts is None else rows[counts[rows] > 0]
 
 
 def bundle_version(store: ObjectStore) -> str:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from rectrain.api.job import RecTrainingJobSpec
@@ -22,6 +24,7 @@ class Bundle:
         spec: The job's model, features and labels.
         features: The feature definitions, as fitted.
         model: The bare model, in evaluation mode.
+        item_counts: Of a retrieval model how many training rows have each row of the item table, where that is known.
     """
 
     manifest: Manifest
@@ -29,6 +32,7 @@ class Bundle:
     spec: RecTrainingJobSpec
     features: FeatureSet
     model: Model
+    item_counts: npt.NDArray[np.int64] | None = None
 
 
 def load_bundle(uri: str, storage: Storage | None = None, device: torch.device | str = "cpu") -> Bundle:
@@ -47,4 +51,5 @@ def load_bundle(uri: str, storage: Storage | None = None, device: torch.device |
     state = model.state_dict()
     files.load_weights(state, "pt")
     model.load_state_dict(state)
-    return Bundle(files.manifest, files.version, files.spec, files.features, model.eval().to(device))
+    model.eval().to(device)
+    return Bundle(files.manifest, files.version, files.spec, files.features, model, files.item_counts())

@@ -34,10 +34,10 @@ def evaluate(job_file: str, bundle: str, overrides: tuple[str, ...], through_ind
     from rectrain_jobs.bundle import load_bundle
     from rectrain_jobs.logs import configure_logging
     from rectrain_jobs.resolution import resolve_paths, storage_options
-    from rectrain_jobs.retrieval.opening import served_index
+    from rectrain_jobs.retrieval.opening import open_index, served_index
     from rectrain_jobs.training.distributed import join_ranks
     from rectrain_jobs.training.progress import metrics_table
-    from rectrain_jobs.training.publish import check_data, open_index, searcher_of
+    from rectrain_jobs.training.publish import check_data, searcher_of
     from rectrain_jobs.training.validation import Validation
 
     configure_logging()

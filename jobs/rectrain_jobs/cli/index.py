@@ -116,20 +116,34 @@ def info(job_file: str, overrides: tuple[str, ...], as_json: bool) -> None:
     from rectrain_jobs.retrieval.opening import served_index
 
     _, store = _open(job_file, overrides)
-    served, versions = store.served(), store.versions()
-    count = served_index(store).count() if served is not None else 0
+    served, versions, unfinished = store.served(), store.versions(), store.unfinished()
+    count, problem = 0, None
+    if served is not None:
+        try:
+            count = served_index(store).count()
+        except UserError as error:  # the versions to go back to are shown all the same
+            problem = error
     if as_json:
         found = {
             "served": served,
             "count": count,
             "versions": [version.model_dump(by_alias=True) for version in versions],
+            "unfinished": unfinished,
         }
         click.echo(json.dumps(found, indent=2))
-        return
+    else:
+        _show(store.uri, versions, served, count)
+        if unfinished:
+            click.echo(f"unfinished or damaged, removed by the next publishing: {', '.join(unfinished)}")
+    if problem is not None:
+        raise problem
+
+
+def _show(title: str, versions: "list[IndexVersion]", served: str | None, count: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=store.uri, title_justify="left")
+    table = Table(title=title, title_justify="left")
     table.add_column("Version", no_wrap=True)  # what the other commands take; it ends in the model's version
     for heading in ("Served", "Items", "Dim", "Algorithm", "Recall", "Job"):
         justify = "right" if heading in ("Items", "Dim", "Recall") else "left"
@@ -153,12 +167,9 @@ def _open(job_file: str, overrides: tuple[str, ...]) -> tuple[RecTrainingJob, "I
         raise UserError(
             f"{job_file}: spec.publish.index: is required: where the index is, such as {{type: Faiss, uri: index}}"
         )
-    from rectrain_jobs.installation import check_kernels
-
-    check_kernels()
     from rectrain_jobs.logs import configure_logging
     from rectrain_jobs.resolution import resolve_paths
-    from rectrain_jobs.training.publish import open_index
+    from rectrain_jobs.retrieval.opening import open_index
 
     configure_logging()
     job = resolve_paths(job, Path(job_file).parent)
@@ -166,6 +177,9 @@ def _open(job_file: str, overrides: tuple[str, ...]) -> tuple[RecTrainingJob, "I
 
 
 def _items(job: RecTrainingJob, bundle: str) -> "Items":
+    from rectrain_jobs.installation import check_kernels
+
+    check_kernels()
     from rectrain_jobs.bundle import load_bundle
     from rectrain_jobs.resolution import storage_options
     from rectrain_jobs.training.publish import items_of
@@ -174,6 +188,6 @@ def _items(job: RecTrainingJob, bundle: str) -> "Items":
 
 
 def _keep(job: RecTrainingJob) -> int:
-    from rectrain_jobs.training.publish import index_of
+    from rectrain_jobs.retrieval.opening import index_of
 
     return index_of(job).keep

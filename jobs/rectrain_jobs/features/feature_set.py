@@ -11,14 +11,12 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from rectrain.api.errors import UserError
-from rectrain.api.features import Encoding, Feature, FeatureKind, Padding
+from rectrain.api.features import Encoding, Feature, FeatureKind
 from rectrain.api.tables import encoding_of
-from rectrain_jobs.pipeline.categorical import Categorical, categorical_transformer
-from rectrain_jobs.pipeline.dense import dense_transformer
+from rectrain_jobs.features.stages import transformers_of
 from rectrain_jobs.pipeline.saving import parquet_bytes, table_of
-from rectrain_jobs.pipeline.sequence import Sequence as SequenceTransformer
 from rectrain_jobs.pipeline.stage import State, register
-from rectrain_jobs.pipeline.transformer import ColumnTransformer, FeatureTransformer, column_of
+from rectrain_jobs.pipeline.transformer import FeatureTransformer, column_of
 from rectrain_jobs.pipeline.vocabulary import Vocabulary
 from rectrain_jobs.storage import ObjectStore, store_at
 
@@ -44,7 +42,7 @@ class FeatureSet(FeatureTransformer[Mapping[str, Any], dict[str, Any]]):
         """
         self.features = list(features)
         self.vocabularies = _vocabularies(self.features)
-        self.transformers = _transformers(self.features, self.vocabularies, fitted or {})
+        self.transformers = transformers_of(self.features, self.vocabularies, fitted or {})
 
     @property
     def needs_fit(self) -> bool:  # type: ignore[override]
@@ -242,26 +240,3 @@ def _vocabularies(features: Sequence[Feature]) -> dict[str, Vocabulary]:
             table = feature.table or feature.name
             found.setdefault(table, Vocabulary(feature.name, feature.cardinality, feature.min_count or 1))
     return found
-
-
-def _transformers(
-    features: Sequence[Feature], vocabularies: Mapping[str, Vocabulary], fitted: Mapping[str, Any]
-) -> dict[str, ColumnTransformer]:
-    ids: dict[str, Categorical] = {
-        feature.name: categorical_transformer(feature, vocabularies.get(feature.table or feature.name))
-        for feature in features
-        if feature.kind is not FeatureKind.DENSE and feature.of is None
-    }
-    made: dict[str, ColumnTransformer] = {}
-    for feature in features:
-        match feature.kind:
-            case FeatureKind.CATEGORICAL:
-                made[feature.name] = ids[feature.name]
-            case FeatureKind.DENSE:
-                made[feature.name] = dense_transformer(feature, fitted.get(feature.name))
-            case FeatureKind.SEQUENCE:
-                assert feature.max_length is not None, "Feature.rules() asks for it"
-                padding = feature.padding or Padding.RIGHT
-                elements = ids[feature.of or feature.name]
-                made[feature.name] = SequenceTransformer(feature.name, elements, feature.max_length, padding)
-    return made

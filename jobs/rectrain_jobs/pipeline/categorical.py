@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from rectrain.api.features import Encoding, Feature, UnknownPolicy
-from rectrain.api.tables import EXTRA_ROWS, encoding_of, unknown_policy_of
+from rectrain.api.features import UnknownPolicy
+from rectrain.api.tables import EXTRA_ROWS
 from rectrain_jobs.pipeline.stage import State, register
 from rectrain_jobs.pipeline.transformer import ColumnTransformer
 from rectrain_jobs.pipeline.values import (
     ValueRefusedError,
+    at_least_one,
     canonical_text,
     first_that_is_no_text,
     integer_of,
@@ -50,9 +51,12 @@ class Categorical(ColumnTransformer):
             name: Name of the column.
             cardinality: Number of ids.
             unknown: What happens to values that the encoding does not know.
+
+        Raises:
+            UserError: The cardinality is no number of ids.
         """
         self.name = name
-        self.cardinality = cardinality
+        self.cardinality = at_least_one(cardinality, f"{name}: cardinality")
         self.unknown = UnknownPolicy(unknown)
         self.dtype = id_dtype(cardinality)
 
@@ -257,22 +261,3 @@ class StringIndexer(Categorical):
     def to_json(self) -> dict[str, Any]:
         """Return which vocabulary is used."""
         return {"vocabulary": self.vocabulary.name, "values": len(self.vocabulary.values)}
-
-
-def categorical_transformer(feature: Feature, vocabulary: Vocabulary | None) -> Categorical:
-    """Return the transformer of a Categorical feature, or of the elements of a Sequence that has ids of its own.
-
-    Args:
-        feature: The feature.
-        vocabulary: The vocabulary of its table, for encoding Vocabulary.
-    """
-    assert feature.cardinality is not None, "Feature.rules() asks for it"
-    unknown = unknown_policy_of(feature)
-    match encoding_of(feature):
-        case Encoding.IDENTITY:
-            return Identity(feature.name, feature.cardinality, unknown)
-        case Encoding.HASHING:
-            return Hashing(feature.name, feature.cardinality, unknown)
-        case Encoding.VOCABULARY:
-            assert vocabulary is not None
-            return StringIndexer(feature.name, vocabulary.limit, unknown, vocabulary=vocabulary)

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rectrain.api.features import Feature, Transform
+from rectrain.api.errors import UserError
 from rectrain_jobs.pipeline.stage import State, register
 from rectrain_jobs.pipeline.transformer import ColumnTransformer
-from rectrain_jobs.pipeline.values import ValueRefusedError, first_failure, plain_array, shown
+from rectrain_jobs.pipeline.values import ValueRefusedError, at_least_one, first_failure, plain_array, shown
 
 SAMPLE_SIZE = 1 << 17
 """Values from which quantiles are taken; a uniform sample of larger data, in which a quantile q is off by a rank of
@@ -262,10 +262,16 @@ class Bucketizer(Dense):
         boundaries: list[float] | None = None,
         buckets: int = DEFAULT_BUCKETS,
     ) -> None:
-        """Describe the feature with its boundaries, or with the number of buckets to find them for."""
+        """Describe the feature with its boundaries, or with the number of buckets to find them for.
+
+        Raises:
+            UserError: The boundaries do not rise, or there is no number of buckets.
+        """
         super().__init__(name, fill_missing)
         self.boundaries = np.array(boundaries or [], np.float64)
-        self.buckets = buckets
+        if not (np.isfinite(self.boundaries).all() and (np.diff(self.boundaries) > 0).all()):
+            raise UserError(f"{name}: boundaries are {boundaries}; must be finite numbers that rise")
+        self.buckets = at_least_one(buckets, f"{name}: buckets")
         self.needs_fit = boundaries is None
         self._random = np.random.default_rng(SAMPLE_SEED)
         self._keys = np.empty(0)
@@ -296,23 +302,3 @@ class Bucketizer(Dense):
     def to_json(self) -> dict[str, Any]:
         """Return the boundaries."""
         return {"boundaries": self.boundaries.tolist()}
-
-
-def dense_transformer(feature: Feature, fitted: dict[str, Any] | None = None) -> Dense:
-    """Return the transformer of a Dense feature.
-
-    Args:
-        feature: The feature.
-        fitted: What `to_json` gave once fitted; None for one that is still to fit.
-    """
-    fill = feature.fill_missing if feature.fill_missing is not None else 0.0
-    match feature.transform or Transform.NONE:
-        case Transform.NONE:
-            return Unscaled(feature.name, fill)
-        case Transform.LOG:
-            return Log(feature.name, fill)
-        case Transform.STANDARD:
-            return StandardScaler(feature.name, fill, **(fitted or {}))
-        case Transform.BUCKET:
-            boundaries = (fitted or {}).get("boundaries", feature.boundaries)
-            return Bucketizer(feature.name, fill, boundaries, feature.num_buckets or DEFAULT_BUCKETS)

@@ -112,6 +112,8 @@ def _check(names: Sequence[str], inputs: Sequence[str]) -> None:
     for name in inputs:
         if name not in names:
             raise UserError(f"column {name}: there is no such column; the data has {', '.join(names) or 'none'}")
+        if names.count(name) > 1:
+            raise UserError(f"column {name}: is there more than once; drop or rename the others")
 
 
 def _table(frame: Any, inputs: Sequence[str] | None) -> pa.Table:

@@ -72,7 +72,15 @@ def load_stage(source: ObjectStore | str | Path) -> Stage:
             )
         contents = {key: _checked(store, key, digest) for key, digest in document["files"].items()}
         return _restored(document["stage"], "stage", safetensors.numpy.load(contents[ARRAYS]), contents, where)
-    except (ValueError, KeyError, TypeError, AttributeError, pa.ArrowException, safetensors.SafetensorError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        pa.ArrowException,
+        safetensors.SafetensorError,
+    ) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{where}: is no pipeline of rectrain: {type(error).__name__}: {reason}") from None
 

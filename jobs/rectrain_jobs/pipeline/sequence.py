@@ -11,7 +11,7 @@ from rectrain.api.features import Padding
 from rectrain_jobs.pipeline.categorical import Categorical
 from rectrain_jobs.pipeline.stage import State, register
 from rectrain_jobs.pipeline.transformer import ColumnTransformer
-from rectrain_jobs.pipeline.values import ValueRefusedError, plain_array, shown
+from rectrain_jobs.pipeline.values import ValueRefusedError, at_least_one, plain_array, shown
 
 PADDING = -1
 """Fills a short sequence; it is no id."""
@@ -31,10 +31,13 @@ class Sequence(ColumnTransformer):
             elements: Encodes the elements; another feature's own with `of`.
             max_length: The longest list that is kept.
             padding: The side on which a shorter one is filled.
+
+        Raises:
+            UserError: The length is none.
         """
         self.name = name
         self.elements = elements
-        self.max_length = max_length
+        self.max_length = at_least_one(max_length, f"{name}: max_length")
         self.padding = Padding(padding)
         self.dtype = elements.dtype
         self.shape = (max_length,)

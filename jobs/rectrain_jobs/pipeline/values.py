@@ -150,3 +150,14 @@ def first_that_is_no_text(array: Any) -> int:
         return False
 
     return first_failure(len(array), fails)
+
+
+def at_least_one(value: Any, what: str) -> int:
+    """Return a number that counts something.
+
+    Raises:
+        UserError: It is no integer, or below 1.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{what} is {value!r:.80}; must be an integer from 1")
+    return value

@@ -1,6 +1,8 @@
 """What an item index is: versions under one name, and searching one of them. FAISS and Milvus implement it."""
 
+import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -8,6 +10,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from rectrain.api.base import ApiModel
+from rectrain.api.errors import UserError
 
 Vectors = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -19,10 +22,19 @@ TARGET_RECALL = 0.98
 """Share of the exact neighbours that an approximate index is tuned to find."""
 
 
+FORMAT_VERSION = 1
+VERSION_NAME = re.compile(r"(?P<number>\d{6,})_[\w.-]+", re.ASCII)
+"""Names of versions: a number by age and the model's version. What lies beside under another name is not ours."""
+
+
+class DamagedError(UserError):
+    """What describes a version, or says which is served, cannot be read."""
+
+
 class IndexVersion(ApiModel):
     """One version of an index: what it holds and which model made it."""
 
-    format_version: int = 1
+    format_version: int = FORMAT_VERSION
     """Version of this description."""
     name: str
     """Name of the version; names sort by age."""
@@ -94,8 +106,24 @@ class IndexStore(Protocol):
         """Return the complete versions, oldest first."""
         ...
 
+    def version(self, name: str) -> IndexVersion:
+        """Return a complete version.
+
+        Raises:
+            UserError: There is none of that name; DamagedError if there is and it cannot be read.
+        """
+        ...
+
     def served(self) -> str | None:
         """Return the name of the version that searches go to; None before the first."""
+        ...
+
+    def changing(self) -> AbstractContextManager[None]:
+        """Hold the store against other processes that change it, where that can be done.
+
+        Raises:
+            UserError: Another process holds it.
+        """
         ...
 
     def revision(self) -> str | None:
@@ -127,7 +155,7 @@ class IndexStore(Protocol):
         ...
 
     def unfinished(self) -> list[str]:
-        """Return the names of versions that were begun and are not complete."""
+        """Return the names of versions that were begun and are not complete, or that cannot be read."""
         ...
 
     def upsert(self, ids: Ids, vectors: Vectors) -> None:
@@ -142,6 +170,34 @@ class IndexStore(Protocol):
 def no_hits(queries: int, k: int) -> Hits:
     """Return hits of nothing."""
     return Hits(np.full((queries, k), -1, np.int64), np.full((queries, k), -np.inf, np.float32))
+
+
+def check_items(ids: Ids, vectors: Vectors, dim: int, where: str) -> None:
+    """Check items that an index is to hold.
+
+    Args:
+        ids: int64 [items], each once and not negative.
+        vectors: Finite float32 [items, dim].
+        dim: Width of the index.
+        where: The index, for messages.
+
+    Raises:
+        UserError: They are not such.
+    """
+    if vectors.ndim != 2 or vectors.shape != (len(ids), dim):
+        raise UserError(
+            f"{where}: vectors of {len(ids)} items have shape {list(vectors.shape)}: must be [{len(ids)}, {dim}]"
+        )
+    if len(ids) and ids.min() < 0:
+        raise UserError(f"{where}: an item has id {ids.min()}: ids must not be negative")
+    distinct, number = np.unique(ids, return_counts=True)
+    if len(distinct) != len(ids):
+        raise UserError(f"{where}: item {distinct[number.argmax()]} has more than one vector: ids must be distinct")
+    is_finite = np.isfinite(vectors).all(axis=1)
+    if not is_finite.all():
+        raise UserError(
+            f"{where}: the vector of item {ids[is_finite.argmin()]} is not finite: has the training diverged?"
+        )
 
 
 def plain(value: Any) -> Vectors:

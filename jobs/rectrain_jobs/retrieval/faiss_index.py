@@ -222,11 +222,16 @@ class _Selector(NamedTuple):
         return cls(faiss.IDSelectorBitmap(len(bits) * 8, faiss.swig_ptr(bits)), bits)
 
 
-def load_index(version: IndexVersion, data: bytes) -> FaissIndex:
+def load_index(version: IndexVersion, data: bytes, where: str) -> FaissIndex:
     """Return an index from its binary form.
 
+    Args:
+        version: What it is of.
+        data: The binary form.
+        where: The file that it is from, for messages.
+
     Raises:
-        UserError: It is of an algorithm that is not known.
+        UserError: It is of an algorithm that is not known, or not what the version says.
     """
     if version.algorithm not in (_FLAT, _IVFPQ):
         raise UserError(
@@ -234,7 +239,14 @@ def load_index(version: IndexVersion, data: bytes) -> FaissIndex:
             f"{_IVFPQ}: publish it again"
         )
     kind = FlatIndex if version.algorithm == _FLAT else ApproximateIndex
-    return kind(version, faiss.deserialize_index(np.frombuffer(data, np.uint8)))
+    try:
+        index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
+        if index.d != version.dim:
+            raise ValueError(f"its width is {index.d}, the version's {version.dim}")
+        return kind(version, index)
+    except (RuntimeError, AttributeError, ValueError, KeyError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"{where}: is no {version.algorithm} index: {why}; publish it again") from None
 
 
 def build_index(version: IndexVersion, ids: Ids, vectors: Vectors) -> FaissIndex:

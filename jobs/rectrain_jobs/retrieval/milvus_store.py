@@ -7,7 +7,7 @@ http(s) address but a path to a file ``*.db`` is Milvus Lite: the same API in th
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,20 @@ from pydantic import ValidationError
 from pymilvus import DataType, MilvusClient, MilvusException
 
 from rectrain.api.errors import UserError
-from rectrain_jobs.retrieval.base import EXACT_UP_TO, Hits, Ids, IndexVersion, Mask, Vectors, no_hits, plain
+from rectrain_jobs.retrieval.base import (
+    EXACT_UP_TO,
+    VERSION_NAME,
+    DamagedError,
+    Hits,
+    Ids,
+    IndexVersion,
+    Mask,
+    Vectors,
+    check_items,
+    no_hits,
+    plain,
+)
+from rectrain_jobs.retrieval.opening import served_version
 
 _VERSION, _STATE, _COMPLETE = "rectrain.version", "rectrain.state", "complete"
 _HNSW = {"M": 16, "efConstruction": 200}
@@ -91,8 +104,10 @@ class MilvusStore:
         """
         if not uri.startswith(("http://", "https://")) and not uri.endswith(".db"):
             raise UserError(f"Milvus at {uri}: must be http://host:port, https://host:port or a path that ends in .db")
-        # Errors are told by exceptions; the client would print each with a traceback, too.
-        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+        # Errors are told by exceptions; the client, and Milvus Lite's server in this process, would print each with a
+        # traceback, too, even of calls that only some servers know.
+        for logger in ("pymilvus", "grpc._server"):
+            logging.getLogger(logger).setLevel(logging.CRITICAL)
         self.uri = f"Milvus at {uri}, {name}"
         self._name = name
         with _told(self.uri):
@@ -106,6 +121,18 @@ class MilvusStore:
         """Return the complete versions, oldest first."""
         found = [self._properties(name) for name in self._names()]
         return [self._version_of(properties) for properties in found if properties.get(_STATE) == _COMPLETE]
+
+    def version(self, name: str) -> IndexVersion:
+        """Return a complete version."""
+        names = self._names()
+        properties = self._properties(name) if name in names else {}
+        if properties.get(_STATE) != _COMPLETE:
+            raise UserError(f"{self.uri}: has no version {name}; there are: {', '.join(names) or 'none'}")
+        return self._version_of(properties)
+
+    def changing(self) -> AbstractContextManager[None]:
+        """Hold nothing: a server has no locks. Of two that build the same version at once the second fails."""
+        return nullcontext()
 
     def served(self) -> str | None:
         """Return the name of the version that searches go to."""
@@ -127,6 +154,8 @@ class MilvusStore:
         version = version.model_copy(update=update)
         collection = self._collection(version.name)
         with _told(self.uri):
+            if self._client.has_collection(collection):
+                raise UserError(f"{self.uri}: another process is building {version.name}; let one publish")
             schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
             schema.add_field("id", DataType.INT64, is_primary=True)
             schema.add_field("vector", DataType.FLOAT_VECTOR, dim=version.dim)
@@ -181,17 +210,14 @@ class MilvusStore:
 
     def upsert(self, ids: Ids, vectors: Vectors) -> None:
         """Add items to the served version, or replace their vectors; searches see it at once."""
-        served = self._served_version()
-        if vectors.ndim != 2 or vectors.shape[1] != served.dim:
-            raise UserError(
-                f"vectors of shape {list(vectors.shape)}: must be [n, {served.dim}], as {served.name} has them"
-            )
+        served = served_version(self)
+        check_items(ids, vectors, served.dim, self.uri)
         with _told(self.uri):
             self._client.upsert(self._collection(served.name), _rows(ids, vectors))
 
     def delete(self, ids: Ids) -> int:
         """Delete items from the served version; returns how many there were of them."""
-        collection = self._collection(self._served_version().name)
+        collection = self._collection(served_version(self).name)
         with _told(self.uri):
             wanted = np.unique(ids).tolist()
             found = self._client.query(collection, ids=wanted, output_fields=["id"], consistency_level="Strong")
@@ -204,19 +230,15 @@ class MilvusStore:
             part = slice(first, first + _ROWS_OF_A_REQUEST)
             self._client.insert(collection, _rows(ids[part], vectors[part]))
 
-    def _served_version(self) -> IndexVersion:
-        name = self.served()
-        if name is None:
-            raise UserError(f"{self.uri}: has no served version yet; publish one first")
-        return self._version_of(self._properties(name))
-
     def _collection(self, name: str) -> str:
         return f"{self._name}_v{name}"
 
     def _names(self) -> list[str]:
+        """Return the names of all versions, complete or not; collections of other names are not ours."""
         prefix = self._collection("")
         with _told(self.uri):
-            return sorted(c.removeprefix(prefix) for c in self._client.list_collections() if c.startswith(prefix))
+            found = [c.removeprefix(prefix) for c in self._client.list_collections() if c.startswith(prefix)]
+        return sorted(name for name in found if VERSION_NAME.fullmatch(name))
 
     def _properties(self, name: str) -> dict[str, Any]:
         with _told(self.uri):
@@ -226,7 +248,7 @@ class MilvusStore:
         try:
             return IndexVersion.model_validate_json(properties.get(_VERSION, ""))
         except ValidationError as error:
-            raise UserError(f"{self.uri}: a version's properties are damaged: {error.errors()[0]['msg']}") from None
+            raise DamagedError(f"{self.uri}: a version's properties are damaged: {error.errors()[0]['msg']}") from None
 
 
 def _rows(ids: Ids, vectors: Vectors) -> list[dict[str, Any]]:

@@ -1,9 +1,33 @@
-"""From what names an index to its store, and to the version that searches go to."""
+"""From a job, or what else names an index, to its store, and to the version that searches go to."""
 
 from rectrain.api.errors import UserError
-from rectrain.api.operations import IndexType
+from rectrain.api.job import RecTrainingJob
+from rectrain.api.operations import Index, IndexType
+from rectrain_jobs.resolution import storage_options
 from rectrain_jobs.retrieval.base import IndexStore, IndexVersion, ItemIndex
 from rectrain_jobs.storage import Storage, open_store
+
+
+def index_of(job: RecTrainingJob) -> Index:
+    """Return what a job says of its index.
+
+    Raises:
+        UserError: It says nothing.
+    """
+    if job.spec.publish.index is None:
+        raise UserError("spec.publish.index: is required: where the item vectors go, such as {type: Faiss, uri: index}")
+    return job.spec.publish.index
+
+
+def open_index(job: RecTrainingJob) -> IndexStore:
+    """Open the index that a job with absolute URIs names.
+
+    Raises:
+        UserError: It names none, its backend is not installed, or it cannot be reached.
+    """
+    index = index_of(job)
+    collection = index.collection or job.metadata.name.replace("-", "_")
+    return open_index_store(index.type, index.uri, collection, storage_options(job))
 
 
 def open_index_store(kind: IndexType, uri: str, collection: str, storage: Storage | None = None) -> IndexStore:
@@ -34,13 +58,12 @@ def served_version(store: IndexStore) -> IndexVersion:
     """Return the version of an index that searches go to.
 
     Raises:
-        UserError: There is none yet.
+        UserError: There is none yet, or it is not there any more.
     """
     name = store.served()
-    for version in store.versions():
-        if version.name == name:
-            return version
-    raise UserError(f"{store.uri}: has no served version yet; publish one first")
+    if name is None:
+        raise UserError(f"{store.uri}: has no served version yet; publish one first")
+    return store.version(name)
 
 
 def served_index(store: IndexStore) -> ItemIndex:

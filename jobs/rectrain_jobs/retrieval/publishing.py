@@ -6,7 +6,16 @@ from typing import NamedTuple
 import numpy as np
 
 from rectrain.api.errors import UserError
-from rectrain_jobs.retrieval.base import Ids, IndexStore, IndexVersion, ItemIndex, Vectors
+from rectrain_jobs.retrieval.base import (
+    VERSION_NAME,
+    DamagedError,
+    Ids,
+    IndexStore,
+    IndexVersion,
+    ItemIndex,
+    Vectors,
+    check_items,
+)
 from rectrain_jobs.retrieval.opening import check_model
 
 SAMPLED_QUERIES, SAMPLED_K = 200, 50
@@ -42,12 +51,14 @@ def publish(store: IndexStore, items: Items, *, keep: int, say: Callable[[str], 
         say: Told what is done.
 
     Raises:
-        UserError: There are no items, or the verification failed; the version is removed then.
+        UserError: There are no items, an id is there twice, a vector is not finite, another process is publishing, or
+            the verification failed; the version is removed then.
     """
-    version = build(store, items, say=say)
-    store.serve(version.name)
-    say(f"serving {version.name}")
-    prune(store, keep)
+    with store.changing():
+        version = _built(store, items, say)
+        store.serve(version.name)
+        say(f"serving {version.name}")
+        prune(store, keep)
     return version
 
 
@@ -55,14 +66,21 @@ def build(store: IndexStore, items: Items, *, say: Callable[[str], None] = lambd
     """Build and verify a version, and leave it complete but not served.
 
     Raises:
-        UserError: There are no items, or the verification failed; the version is removed then.
+        UserError: As of `publish`.
     """
+    with store.changing():
+        return _built(store, items, say)
+
+
+def _built(store: IndexStore, items: Items, say: Callable[[str], None]) -> IndexVersion:
     if not len(items.ids):
         raise UserError(f"{store.uri}: there are no items to publish")
-    if len(np.unique(items.ids)) != len(items.ids):
-        raise UserError(f"{store.uri}: an item id has more than one vector: ids must be distinct")
-    store.remove(store.unfinished())
-    numbers = [int(version.name.split("_")[0]) for version in store.versions()]
+    check_items(items.ids, items.vectors, items.vectors.shape[-1], store.uri)
+    leftovers = set(store.unfinished())
+    # A served version that cannot be read stays until another is served: who has it in memory answers from it.
+    kept = leftovers & {_served_if_known(store)}
+    store.remove(sorted(leftovers - kept))
+    numbers = [_number(name) for name in [*(version.name for version in store.versions()), *sorted(kept)]]
     name = f"{max(numbers, default=0) + 1:06d}_{items.model_version}"
     wanted = IndexVersion(
         name=name,
@@ -82,6 +100,19 @@ def build(store: IndexStore, items: Items, *, say: Callable[[str], None] = lambd
     store.complete(version)
     say(f"verified {name}: {version.algorithm}, {recall:.4f} of the exact neighbours found")
     return version
+
+
+def _served_if_known(store: IndexStore) -> str | None:
+    try:
+        return store.served()
+    except DamagedError:  # the next publishing mends it
+        return None
+
+
+def _number(name: str) -> int:
+    match = VERSION_NAME.fullmatch(name)
+    assert match is not None, f"{name} is no name of a version"
+    return int(match["number"])
 
 
 def verify(index: ItemIndex, items: Items) -> float:
@@ -141,19 +172,19 @@ def rollback(store: IndexStore, to: str | None = None) -> IndexVersion:
     Raises:
         UserError: There is no such version.
     """
-    versions = {version.name: version for version in store.versions()}
-    served = store.served()
-    if to is None:
-        older = [name for name in versions if served is not None and name < served]
-        if not older:
-            raise UserError(
-                f"{store.uri}: has no version older than {served}; there are: {', '.join(versions) or 'none'}"
-            )
-        to = max(older)
-    if to not in versions:
-        raise UserError(f"{store.uri}: has no version {to}; there are: {', '.join(versions) or 'none'}")
-    store.serve(to)
-    return versions[to]
+    with store.changing():
+        versions = {version.name: version for version in store.versions()}
+        known = ", ".join(versions) or "none"
+        if to is None:
+            served = store.served()
+            older = [name for name in versions if served is not None and name < served]
+            if not older:
+                raise UserError(f"{store.uri}: has no version older than {served}; there are: {known}")
+            to = max(older)
+        if to not in versions:
+            raise UserError(f"{store.uri}: has no version {to}; there are: {known}")
+        store.serve(to)
+        return versions[to]
 
 
 def prune(store: IndexStore, keep: int) -> None:
@@ -168,9 +199,10 @@ def drop(store: IndexStore, name: str) -> None:
     Raises:
         UserError: It is served, or there is none of that name.
     """
-    if name == store.served():
-        raise UserError(f"{store.uri}: version {name} is served; roll back or publish another first")
-    names = [version.name for version in store.versions()]
-    if name not in names and name not in store.unfinished():
-        raise UserError(f"{store.uri}: has no version {name}; there are: {', '.join(names) or 'none'}")
-    store.remove([name])
+    with store.changing():
+        if name == store.served():
+            raise UserError(f"{store.uri}: version {name} is served; roll back or publish another first")
+        names = [version.name for version in store.versions()]
+        if name not in names and name not in store.unfinished():
+            raise UserError(f"{store.uri}: has no version {name}; there are: {', '.join(names) or 'none'}")
+        store.remove([name])

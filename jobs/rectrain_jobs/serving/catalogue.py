@@ -213,8 +213,10 @@ def _integers(values: list[Any], kind: Any) -> Any:
     return pa.array([int(value) for value in values if isinstance(value, int) or value.is_integer()], kind)
 
 
-def popular_items(counts: npt.NDArray[np.int64], most: int) -> Ids:
+def popular_items(counts: npt.NDArray[np.int64] | None, most: int) -> Ids:
     """Return the rows of the most frequent items, at most so many, by falling count and then by row."""
+    if counts is None:
+        return np.zeros(0, np.int64)
     order = np.argsort(-counts[: len(counts) - EXTRA_ROWS], kind="stable")[:most]
     found: Ids = order[counts[order] > 0].astype(np.int64)
     return found

@@ -1,5 +1,6 @@
 """What a recall is answered from: a model bundle and, with an index of its items, one object that never changes."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rectrain.api.errors import UserError
-from rectrain_jobs.bundle.files import open_bundle
+from rectrain_jobs.bundle.files import open_bundle, trained
 from rectrain_jobs.retrieval.base import Hits, Ids, ItemIndex, Mask
 from rectrain_jobs.retrieval.merging import merge
 from rectrain_jobs.retrieval.opening import check_model
@@ -19,6 +20,7 @@ from rectrain_jobs.serving.recall_api import RecallRequest
 from rectrain_jobs.serving.users import ReadUser, UserReader
 from rectrain_jobs.storage import ObjectStore
 
+_LOG = logging.getLogger(__name__)
 _POPULAR = 10_000
 """Most popular items that those without a history are answered from."""
 
@@ -34,7 +36,7 @@ class RecallModel:
         encoder: Gives vectors.
         names: Ids of items.
         popular: Rows of the most popular items, most popular first.
-        counts: By row of the item table in how many training rows the item is.
+        counts: By row of the item table in how many training rows the item is; None where the bundle does not say.
 
     Args:
         store: The bundle's folder.
@@ -53,14 +55,16 @@ class RecallModel:
         self.names = ItemNames(self.spec, self.features)
         self.counts = files.item_counts()
         self.popular = popular_items(self.counts, _POPULAR)
+        if self.counts is None:
+            _LOG.warning("%s: has no item counts: who has no known item in the history gets no items", store.uri)
 
     def items(self) -> Items:
-        """Compute the vectors of all items.
+        """Compute the vectors of all items that training saw.
 
         Raises:
             UserError: Items are more than their ids.
         """
-        rows = item_rows(self.spec, self.names.known_values)
+        rows = trained(item_rows(self.spec, self.names.known_values), self.counts)
         return Items(rows, self.encoder.items(rows), self.version, self._job)
 
 
@@ -93,6 +97,7 @@ class Recaller:
         self._attributes = attributes
         # What was deleted from the index is not to come back by its popularity.
         self._popular = model.popular[index.contains(model.popular)] if len(model.popular) else model.popular
+        self._popularity = np.zeros(0, np.float32) if model.counts is None else model.counts.astype(np.float32)
 
     def answer(self, request: RecallRequest) -> Answer:
         """Find items for each user of a request.
@@ -111,7 +116,7 @@ class Recaller:
                 found, found_scores = merge(next(lists), request.top_k, unwanted)
             else:
                 found = self._popular_for(request.top_k, unwanted, allowed)
-                found_scores = self.model.counts[found].astype(np.float32)
+                found_scores = self._popularity[found]
             items.append(self.model.names.of(found))
             scores.append(found_scores)
         sources = ["model" if user.is_known else "popularity" for user in users]

@@ -9,43 +9,21 @@ import torch
 from rectrain.api.errors import UserError
 from rectrain.api.features import Side
 from rectrain.api.job import RecTrainingJob
-from rectrain.api.operations import Index
 from rectrain_jobs.bundle import Bundle, load_bundle
+from rectrain_jobs.bundle.files import trained
 from rectrain_jobs.data.batch import BatchBuilder
 from rectrain_jobs.evaluation.ranking import Searcher, UserChunk
 from rectrain_jobs.features import FEATURES_FILE, FeatureSet
 from rectrain_jobs.models.ranking import RankingModel
 from rectrain_jobs.resolution import storage_options
-from rectrain_jobs.retrieval.base import IndexStore, IndexVersion, ItemIndex
+from rectrain_jobs.retrieval.base import IndexVersion, ItemIndex
 from rectrain_jobs.retrieval.merging import retrieve_all
-from rectrain_jobs.retrieval.opening import check_model, open_index_store
+from rectrain_jobs.retrieval.opening import check_model, index_of, open_index
 from rectrain_jobs.retrieval.publishing import Items, publish
 from rectrain_jobs.storage import open_store
 from rectrain_jobs.training.data import RowChecker, item_columns, open_dataset
 
 _ROWS = 1 << 14
-
-
-def open_index(job: RecTrainingJob) -> IndexStore:
-    """Open the index that a job with absolute URIs names.
-
-    Raises:
-        UserError: It names none, its backend is not installed, or it cannot be reached.
-    """
-    index = index_of(job)
-    collection = index.collection or job.metadata.name.replace("-", "_")
-    return open_index_store(index.type, index.uri, collection, storage_options(job))
-
-
-def index_of(job: RecTrainingJob) -> Index:
-    """Return what the job says of its index.
-
-    Raises:
-        UserError: It says nothing.
-    """
-    if job.spec.publish.index is None:
-        raise UserError("spec.publish.index: is required: where the item vectors go, such as {type: Faiss, uri: index}")
-    return job.spec.publish.index
 
 
 def check_data(bundle: Bundle, job: RecTrainingJob) -> None:
@@ -63,7 +41,7 @@ def check_data(bundle: Bundle, job: RecTrainingJob) -> None:
 
 
 def items_of(bundle: Bundle, job: RecTrainingJob) -> Items:
-    """Compute the vectors of all items of a bundle.
+    """Compute the vectors of all items of a bundle; of items that are their id alone, of those that training saw.
 
     Where items are more than their ids, or ids come from a vocabulary, they are those of the job's data; see
     `item_columns`. Memory: the bundle's tables and the vectors.
@@ -80,6 +58,9 @@ def items_of(bundle: Bundle, job: RecTrainingJob) -> Items:
     datasets = [open_dataset(job, part.uri, builder.columns) for part in shards if part is not None]
     columns = item_columns(spec, datasets)
     ids = columns[spec.model.item_id]
+    if list(columns) == [spec.model.item_id]:
+        ids = trained(ids, bundle.item_counts)
+        columns = {spec.model.item_id: ids}
     RowChecker(spec, datasets[0]).check(columns, np.arange(len(ids)))
     parts = []
     with torch.no_grad():
