@@ -140,6 +140,49 @@ def test_rules_are_spelled_out_and_read_no_secrets() -> None:
                 assert "secrets" not in rule["resources"]
 
 
+def test_the_controller_has_the_rights_that_it_uses_and_no_others() -> None:
+    """Each is a call of `Kube` in the controller, or a watch; the finalizers an API server may ask for."""
+    role = one(render(watchNamespaces="{team-a}"), "Role", "rectrain-controller")
+    verbs = {resource: " ".join(rule["verbs"]) for rule in role["rules"] for resource in rule["resources"]}
+    assert verbs == {
+        "rectrainingjobs": "get list watch delete",
+        "rectrainingjobs/status": "patch",
+        "rectrainingjobs/finalizers": "update",
+        "pytorchjobs": "get list watch create delete",
+        "jobs": "get list watch create patch delete",
+        "pods": "list watch",
+        "configmaps": "create patch",
+        "events": "create list",
+    }
+
+
+def test_texts_that_yaml_would_take_for_something_else_stay_texts() -> None:
+    texts = {"nameOverride": "12", "serviceAccount.name": "34", "priorityClassName": "true"}
+    settings = [f"--set-string={name}={value}" for name, value in texts.items()]
+    settings += ["--set=watchNamespaces={y}", "--set-string=jobDefaults.outputUri=s3://bucket/a #1"]
+    rendered = helm("template", "56", CHART, "--namespace=78", "--kube-version=1.34.0", *settings)
+    assert rendered.returncode == 0, rendered.stderr
+    objects = [each for each in yaml.safe_load_all(rendered.stdout) if each]
+    deployment = one(objects, "Deployment", "56-12")
+    pod = deployment["spec"]["template"]
+    assert {"app.kubernetes.io/name": "12", "app.kubernetes.io/instance": "56"}.items() <= pod["metadata"][
+        "labels"
+    ].items()
+    assert (deployment["metadata"]["namespace"], pod["spec"]["priorityClassName"]) == ("78", "true")
+    assert "--output-uri=s3://bucket/a #1" in pod["spec"]["containers"][0]["args"]
+    for each in objects:
+        for subject in each.get("subjects", []):
+            assert (subject["name"], subject["namespace"]) == ("34", "78")
+    assert 'namespace: "y"' in rendered.stdout, "which is text to this reader, and a truth value to Kubernetes"
+
+
+@pytest.mark.parametrize(
+    "values", [{"imagePullSecrets[0].name": "registry.example.com"}, {"serviceAccount.name": "a.b"}]
+)
+def test_names_of_objects_may_have_dots(values: dict[str, str]) -> None:
+    render(**values)
+
+
 @pytest.mark.parametrize(
     ("kind", "name"), [("Deployment", "rectrain"), ("Deployment", "rectrain-recall"), ("Pod", "rectrain-test")]
 )
@@ -168,6 +211,8 @@ def test_pods_are_fit_for_the_restricted_standard(kind: str, name: str) -> None:
         ("metrics.serviceMonitor.interval=often", "interval"),
         ("recall.limits.topK=0", "topK"),
         ("recall.tokenSecret=My_Secret", "tokenSecret"),
+        ("jobDefaults.mlflowTrackingUri=http://me:secret@mlflow:5000", "mlflowTrackingUri"),
+        (r"podLabels.app\.kubernetes\.io/name=other", "app.kubernetes.io/name"),
     ],
 )
 def test_value_that_may_not_be_is_refused_by_name(setting: str, named: str) -> None:

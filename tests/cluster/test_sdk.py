@@ -4,17 +4,19 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from harness.api_server import ApiServer
+from harness.api_server import ApiServer, ControlPlane
 from harness.waiting import wait_until
 
 from rectrain import AsyncClient, Client, RecTrainingJob
 from rectrain.cli.main import cli
 from rectrain.sdk import (
+    ClusterError,
     ClusterUnreachableError,
     JobExistsError,
     JobFailedError,
@@ -143,6 +145,8 @@ def test_refusals_have_types_and_words(cluster: Cluster, job: RecTrainingJob, ap
     longer = job.model_copy(update={"metadata": job.metadata.model_copy(update={"name": "small-" * 10 + "x"})})
     with pytest.raises(JobRefusedError, match=r"metadata\.name"):
         client.submit(longer)
+    with pytest.raises(ClusterError, match='RecTrainingJob nowhere/small: namespaces "nowhere" not found'):
+        client.submit(job, namespace="nowhere")
     with pytest.raises(ClusterUnreachableError, match="none"):
         Client(kubeconfig=str(api_server.kubeconfig), context="none")
     with pytest.raises(ClusterUnreachableError):
@@ -270,12 +274,58 @@ def test_commands(cluster: Cluster, file: Path) -> None:
     assert run("delete", "small").stdout == "rectrainingjob.rectrain.io/small deleted\n"
 
 
+def test_commands_on_several_jobs_do_what_they_can(cluster: Cluster, file: Path) -> None:
+    for name in ("one", "two"):
+        assert cluster.run("submit", str(file), "--set", f"metadata.name={name}").exit_code == 0
+    names = cluster.run("get", "-o", "name").stdout.split()
+    done = cluster.run("delete", "missing", "rtj/one", names[1])
+    assert done.exit_code == 2
+    assert done.stdout.split("\n")[:2] == [f"rectrainingjob.rectrain.io/{name} deleted" for name in ("one", "two")]
+    assert done.stderr.count("error:") == 1 and "missing: not found" in done.stderr
+
+
+def test_a_job_comes_from_standard_input(cluster: Cluster) -> None:
+    where = ("-n", cluster.namespace, "--kubeconfig", str(cluster.api.kubeconfig))
+    created = CliRunner().invoke(cli, ["submit", "-", *where], input=JOB)
+    assert created.stdout == "rectrainingjob.rectrain.io/small created\n"
+
+
+def test_one_job_that_breaks_a_rule_does_not_hide_the_others(cluster: Cluster, file: Path) -> None:
+    """The API server cannot check all rules."""
+    two = "{name: a, kind: Categorical, side: User, cardinality: 5, table: t}"
+    other = two.replace("name: a", "name: b").replace("5", "6")
+    cluster.api.kubectl("-n", cluster.namespace, "apply", "-f", str(file))
+    broken = JOB.replace("small", "broken").replace("  data:", f"    - {two}\n    - {other}\n  data:")
+    cluster.api.kubectl("-n", cluster.namespace, "apply", "-f", "-", stdin=broken)
+    assert sorted(job.metadata.name for job in cluster.client.list()) == ["broken", "small"]
+    assert cluster.run("describe", "broken").exit_code == 0
+    assert cluster.run("suspend", "broken").exit_code == 0
+
+
+def test_waiting_goes_on_while_the_api_server_is_restarted(
+    cluster: Cluster, job: RecTrainingJob, control_plane: ControlPlane
+) -> None:
+    client = cluster.client
+    client.submit(job)
+    seen = threading.Event()
+
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(client.wait, "small", timeout=180, on_progress=lambda _: seen.set())
+        assert seen.wait(60)
+        control_plane.kube_apiserver.kill()  # not in a thread: what a thread starts ends with it
+        control_plane.start()
+        cluster.tell("small", conditions=[condition("Succeeded")], results=RESULTS)
+        assert waiting.result().state == "Succeeded"
+
+
 def test_commands_refuse_in_a_line(cluster: Cluster, file: Path) -> None:
     for arguments, message in (
         (("get", "other"), "other: not found"),
         (("delete", "other"), "other: not found"),
         (("wait", "other"), "other: not found"),
         (("get", "other", "-A"), "is looked for in one namespace"),
+        (("get", ""), "must not be empty"),
+        (("get", "pod/other"), "'pod/other' is no RecTrainingJob"),
         (("wait", "other", "--timeout", "soon"), "'soon' is no length of time such as 90s"),
         (("submit", str(file), "--set", "data.train.uri=shards"), "must be s3://"),
         (("submit", str(file), "--set", "training.epochs=0"), "spec.training.epochs"),

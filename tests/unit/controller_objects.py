@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rectrain.api import validate_job
-from rectrain.api.status import Status
-from rectrain.controller.conditions import ConditionType, find
+from rectrain.api.status import Status, find_condition
+from rectrain.controller.conditions import ConditionType
 from rectrain.controller.observed import Child, Conversion, Job, Key, Phase, Pod, Termination
 
 T0 = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
@@ -97,13 +97,13 @@ def conversion(phase: Phase = Phase.RUNNING, *, owners: tuple[str, ...] = (JOB_U
 
 def condition(status: Status, type_: ConditionType) -> tuple[str, str]:
     """Return the status and reason of a condition."""
-    found = find(status.conditions, type_)
+    found = find_condition(status.conditions, type_)
     assert found is not None, f"no condition {type_}"
     return str(found.status), found.reason
 
 
 def message(status: Status, type_: ConditionType) -> str:
     """Return the message of a condition."""
-    found = find(status.conditions, type_)
+    found = find_condition(status.conditions, type_)
     assert found is not None, f"no condition {type_}"
     return found.message

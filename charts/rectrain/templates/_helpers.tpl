@@ -13,8 +13,8 @@
 {{- end }}
 
 {{- define "rectrain.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "rectrain.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "rectrain.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: controller
 {{- end }}
 
@@ -35,8 +35,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end }}
 
 {{- define "rectrain.recallSelectorLabels" -}}
-app.kubernetes.io/name: {{ include "rectrain.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "rectrain.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: recall
 {{- end }}
 
@@ -96,7 +96,7 @@ seccompProfile: {type: RuntimeDefault}
   verbs: [get, list, watch, create, patch, delete]  # patch: a second job joins the owners of a conversion
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [create, patch]  # patch: a second job joins the owners of what a conversion reads

@@ -15,7 +15,7 @@ from rectrain.api.job import GROUP, KIND, VERSION, RecTrainingJob
 from rectrain.api.paths import fields_with_models
 from rectrain.api.schema import job_schema
 
-PLURAL = "rectrainingjobs"
+PLURAL, SHORT_NAME = "rectrainingjobs", "rtj"
 NAME = f"{PLURAL}.{GROUP}"
 
 MAY_CHANGE = ("runPolicy",)
@@ -54,7 +54,7 @@ def custom_resource_definition() -> dict[str, Any]:
                 "listKind": f"{KIND}List",
                 "plural": PLURAL,
                 "singular": KIND.lower(),
-                "shortNames": ["rtj"],
+                "shortNames": [SHORT_NAME],
                 "categories": ["rectrain"],
             },
             "versions": [

@@ -22,6 +22,9 @@ GROUP = "rectrain.io"
 VERSION = "v1alpha1"
 KIND = "RecTrainingJob"
 
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+"""Annotation in which kubectl keeps what it applied last."""
+
 _DNS_LABEL = r"[a-z]([-a-z0-9]*[a-z0-9])?"
 _LONGEST_SUFFIX = f"-worker-{MAX_REPLICAS - 1}"
 MAX_NAME_LENGTH = 63 - len(_LONGEST_SUFFIX)
@@ -140,7 +143,9 @@ class RecTrainingJob(ApiModel):
         return load_job(path, overrides)
 
     def to_yaml(self) -> str:
-        """Return the job as the text of a job file, without defaults."""
+        """Return the job as the text of a job file: without defaults, and without what a cluster has added."""
         from rectrain.api.loading import dump_job
 
-        return dump_job(self)
+        metadata = {name: getattr(self.metadata, name) for name in ("name", "namespace", "labels", "annotations")}
+        metadata["annotations"] = {k: v for k, v in self.metadata.annotations.items() if k != LAST_APPLIED}
+        return dump_job(self.model_copy(update={"metadata": ObjectMeta(**metadata), "status": None}))

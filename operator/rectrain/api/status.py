@@ -128,6 +128,11 @@ class Status(ApiModel):
     """Generation of the job that was last acted on."""
 
 
+def find_condition(conditions: Iterable[Condition], type_: str) -> Condition | None:
+    """Return the condition of a type, or None."""
+    return next((c for c in conditions if c.type == type_), None)
+
+
 def state_of(conditions: Iterable[Condition]) -> State:
     """Return the one word that a job's conditions come to."""
     true = {condition.type for condition in conditions if condition.status is ConditionStatus.TRUE}

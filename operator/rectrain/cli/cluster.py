@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from rectrain.api.crd import PLURAL, SHORT_NAME
 from rectrain.api.job import GROUP, KIND
 
 if TYPE_CHECKING:
@@ -34,6 +35,23 @@ def client_of(namespace: str | None, context: str | None, kubeconfig: str | None
     from rectrain.sdk import Client
 
     return Client(namespace, context=context, kubeconfig=kubeconfig)
+
+
+class _JobName(click.ParamType[str]):
+    name = "name"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        kind, slash, name = value.rpartition("/")
+        if slash and kind.removesuffix(f".{GROUP}").lower() not in _KINDS:
+            self.fail(f"{value!r} is no {KIND}", param, ctx)
+        if not name:
+            self.fail("must not be empty", param, ctx)
+        return name
+
+
+_KINDS = (KIND.lower(), PLURAL, SHORT_NAME)
+JOB_NAME = _JobName()
+"""Type of an argument that names a job: cds, rtj/cds, or as `rectrain get -o name` prints it."""
 
 
 def object_name(name: str) -> str:

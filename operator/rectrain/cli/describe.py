@@ -7,12 +7,12 @@ import click
 
 from rectrain.api.job import RecTrainingJob
 from rectrain.api.status import State
-from rectrain.cli.cluster import NONE, age, aligned, client_of, cluster_options
+from rectrain.cli.cluster import JOB_NAME, NONE, age, aligned, client_of, cluster_options
 from rectrain.cli.wait import results_of, summary_of
 
 
 @click.command(epilog="\b\nExample:\n  rectrain describe amazon-cds")
-@click.argument("name")
+@click.argument("name", type=JOB_NAME)
 @cluster_options
 def describe(name: str, namespace: str | None, context: str | None, kubeconfig: str | None) -> None:
     """Show a job's state, conditions, progress, results, workers and events."""

@@ -7,7 +7,7 @@ import click
 
 from rectrain.api.crd import PLURAL
 from rectrain.api.yaml_text import dump_yaml
-from rectrain.cli.cluster import NONE, age, aligned, client_of, cluster_options, object_name
+from rectrain.cli.cluster import JOB_NAME, NONE, age, aligned, client_of, cluster_options, object_name
 
 _EPILOG = """\b
 Examples:
@@ -18,7 +18,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("name", required=False)
+@click.argument("name", required=False, type=JOB_NAME)
 @click.option("-o", "--output", type=click.Choice(["wide", "name", "json", "yaml"]), help="Form of the output.")
 @click.option("-A", "--all-namespaces", is_flag=True, help="Jobs of every namespace.")
 @click.option("-l", "--selector", default="", metavar="LABELS", help="Only jobs with these labels, such as team=ads.")
@@ -34,7 +34,7 @@ def get(
 ) -> None:
     """List the jobs of a namespace, or show one."""
     if name is not None and (all_namespaces or selector):
-        raise click.UsageError("a NAME is looked for in one namespace and needs no --selector")
+        raise click.UsageError("a NAME is looked for in one namespace: leave out --all-namespaces and --selector")
     client = client_of(namespace, context, kubeconfig)
     if output in (None, "wide"):
         table = client.table(name, all_namespaces=all_namespaces, selector=selector)

@@ -2,7 +2,7 @@
 
 import click
 
-from rectrain.cli.cluster import client_of, cluster_options
+from rectrain.cli.cluster import JOB_NAME, client_of, cluster_options
 
 _EPILOG = """\b
 Examples:
@@ -13,7 +13,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("name")
+@click.argument("name", type=JOB_NAME)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended, through restarts.")
 @click.option("--replica", metavar="WORKER", help="Such as master-0 or worker-1. Default: the worker with rank 0.")
 @click.option("--tail", type=click.IntRange(min=0), metavar="LINES", help="Begin with so many of the last lines.")

@@ -2,8 +2,9 @@
 
 import click
 
-from rectrain.api import UserError, load_job
+from rectrain.api import UserError
 from rectrain.api.yaml_text import dump_yaml
+from rectrain.cli.job_files import JOB_FILE, read_job
 from rectrain.manifests import Settings, config_map, conversion_job, memory_problem, pytorch_job
 
 _EPILOG = """\b
@@ -15,19 +16,19 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("job_file", metavar="JOB", type=click.Path())
+@click.argument("job_file", metavar="JOB", type=JOB_FILE)
 @click.option("--set", "overrides", metavar="PATH=VALUE", multiple=True, help="Override a field of the job.")
 @click.option("-n", "--namespace", help="Namespace of the objects. Default: the job's, or that of kubectl.")
 @click.option("--image", help="Worker image, instead of the job's workers.image.")
 def render(job_file: str, overrides: tuple[str, ...], namespace: str | None, image: str | None) -> None:
-    """Print the Kubernetes objects of a job, as the operator would create them.
+    """Print the Kubernetes objects of a job, as the operator would create them. JOB is a file, or - for standard input.
 
     A stream of YAML: the ConfigMap that holds the job, the Job that converts its data when it has data.source, and the
     PyTorchJob. The cluster needs no rectrain operator for them, only the Kubeflow training operator; but nothing
     restarts the workers, and the PyTorchJob does not wait for the conversion. With the operator, apply the job itself.
     """
     more = (("metadata.namespace", namespace), ("workers.image", image))
-    job = load_job(job_file, [*overrides, *(f"{path}={_quoted(value)}" for path, value in more if value is not None)])
+    job = read_job(job_file, [*overrides, *(f"{path}={_quoted(value)}" for path, value in more if value is not None)])
     if (problem := memory_problem(job)) is not None:
         raise UserError(f"{job_file}: {problem}")
     settings = Settings()

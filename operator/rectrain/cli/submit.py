@@ -2,8 +2,9 @@
 
 import click
 
-from rectrain.api import UserError, load_job
+from rectrain.api import UserError
 from rectrain.cli.cluster import client_of, cluster_options, object_name
+from rectrain.cli.job_files import JOB_FILE, read_job
 
 _EPILOG = """\b
 Examples:
@@ -14,7 +15,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("job_file", metavar="JOB", type=click.Path())
+@click.argument("job_file", metavar="JOB", type=JOB_FILE)
 @click.option("--set", "overrides", metavar="PATH=VALUE", multiple=True, help="Override a field of the job.")
 @click.option("--dry-run", is_flag=True, help="Only ask the API server whether it would take the job.")
 @click.option("--wait", "waits", is_flag=True, help="Show its progress until it has ended, as `rectrain wait` does.")
@@ -30,8 +31,11 @@ def submit(
     context: str | None,
     kubeconfig: str | None,
 ) -> None:
-    """Create a job on the cluster. What it refers to is checked first: files that pods cannot reach are refused."""
-    job = load_job(job_file, overrides)
+    """Create a job on the cluster. JOB is a file, or - for standard input.
+
+    What it refers to is checked first: files that pods cannot reach are refused.
+    """
+    job = read_job(job_file, overrides)
     from rectrain.manifests import Settings, memory_problem, pytorch_job
 
     # The operator may have an output folder for jobs that name none. Where it has not, the job's condition says so.

@@ -1,17 +1,15 @@
 """`rectrain validate`: check job files without running anything."""
 
-import sys
-from pathlib import Path
-
 import click
 
-from rectrain.api import RecTrainingJob, UserError, load_job, parse_job
+from rectrain.api import RecTrainingJob, UserError
 from rectrain.api.yaml_text import dump_yaml
 from rectrain.cli.errors import USER_ERROR_EXIT_CODE, print_error
+from rectrain.cli.job_files import JOB_FILE, read_job
 
 
 @click.command()
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(allow_dash=True))
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=JOB_FILE)
 @click.option(
     "--set",
     "overrides",
@@ -29,7 +27,7 @@ def validate(ctx: click.Context, files: tuple[str, ...], overrides: tuple[str, .
     failed = False
     for file in files:
         try:
-            job = _read(file, overrides)
+            job = read_job(file, overrides)
         except UserError as error:
             print_error(str(error))
             failed = True
@@ -40,16 +38,6 @@ def validate(ctx: click.Context, files: tuple[str, ...], overrides: tuple[str, .
             click.echo(f"{file}: valid RecTrainingJob {job.metadata.name}")
     if failed:
         ctx.exit(USER_ERROR_EXIT_CODE)
-
-
-def _read(file: str, overrides: tuple[str, ...]) -> RecTrainingJob:
-    if file != "-":
-        return load_job(Path(file), overrides)
-    try:
-        text = sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError:
-        raise UserError("standard input: is not UTF-8 text") from None
-    return parse_job(text, source="standard input", overrides=overrides)
 
 
 def _resolved(job: RecTrainingJob) -> str:

@@ -8,7 +8,7 @@ import click
 
 from rectrain.api.job import RecTrainingJob
 from rectrain.api.status import State
-from rectrain.cli.cluster import SECONDS, client_of, cluster_options, duration
+from rectrain.cli.cluster import JOB_NAME, SECONDS, client_of, cluster_options, duration
 from rectrain.cli.errors import print_error
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class _Duration(click.ParamType[float]):
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("name")
+@click.argument("name", type=JOB_NAME)
 @click.option("--timeout", type=_Duration(), metavar="TIME", help="Wait no longer, such as 30m. Default: for ever.")
 @cluster_options
 @click.pass_context

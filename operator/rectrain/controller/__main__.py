@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 from pydantic import ValidationError
+from pydantic.alias_generators import to_snake
 
+from rectrain.api.loading import problems_of
 from rectrain.manifests import Settings
 
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -62,6 +64,7 @@ def main(
     from rectrain.controller.app import Options, run
     from rectrain.controller.connection import NoClusterError
     from rectrain.controller.logs import configure_logging
+    from rectrain.controller.server import CannotListenError
 
     configure_logging(log_level)
     host, port = _address(listen)
@@ -79,6 +82,8 @@ def main(
         code = asyncio.run(run(options))
     except NoClusterError as error:
         raise click.UsageError(f"no cluster is configured: {error}") from None
+    except CannotListenError as error:
+        raise click.UsageError(f"--listen must be an address of this machine that is free: {error}") from None
     sys.exit(code)
 
 
@@ -86,9 +91,9 @@ def _settings(given: dict[str, str | None]) -> Settings:
     try:
         return Settings.model_validate({name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        first = error.errors()[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-")
-        raise click.UsageError(f"{option}: {first['msg']} (got {first['input']!r})") from None
+        problem = problems_of(error)[0]
+        option = f"--{to_snake(str(problem.path[0])).replace('_', '-')}"
+        raise click.UsageError(f"{option}: {problem.message} (got {problem.value!r})") from None
 
 
 def _address(listen: str) -> tuple[str, int]:

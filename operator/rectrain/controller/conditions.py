@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
 
-from rectrain.api.status import Condition, ConditionStatus
+from rectrain.api.status import Condition, ConditionStatus, find_condition
 
 
 class ConditionType(StrEnum):
@@ -24,14 +24,9 @@ _MAX_MESSAGE = 4096
 refuses would be tried for ever."""
 
 
-def find(conditions: Iterable[Condition], type_: ConditionType) -> Condition | None:
-    """Return the condition of a type, or None."""
-    return next((c for c in conditions if c.type == type_), None)
-
-
 def is_true(conditions: Iterable[Condition], type_: ConditionType) -> bool:
     """Return whether the condition of a type is there and holds."""
-    condition = find(conditions, type_)
+    condition = find_condition(conditions, type_)
     return condition is not None and condition.status is ConditionStatus.TRUE
 
 
@@ -60,7 +55,7 @@ def with_condition(
     """
     status = ConditionStatus.TRUE if holds else ConditionStatus.FALSE
     conditions = list(conditions)
-    before = find(conditions, type_)
+    before = find_condition(conditions, type_)
     changed = before is None or before.status is not status
     condition = Condition(
         type=type_,

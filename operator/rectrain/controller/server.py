@@ -9,6 +9,10 @@ MAX_WATCH_LAG = 120.0
 """Seconds that a watch may owe what is known otherwise. kopf notices most dead watches within 70 s by itself."""
 
 
+class CannotListenError(Exception):
+    """The address is not this machine's, or taken."""
+
+
 async def serve(host: str, port: int, registry: CollectorRegistry, watch_lag: Callable[[], float]) -> web.AppRunner:
     """Start the server; the caller cleans the runner up.
 
@@ -17,6 +21,9 @@ async def serve(host: str, port: int, registry: CollectorRegistry, watch_lag: Ca
         port: Port to listen on.
         registry: The metrics.
         watch_lag: Returns for how many seconds a watch has owed what is known otherwise.
+
+    Raises:
+        CannotListenError: Nothing can be heard there.
     """
 
     async def healthz(_: web.Request) -> web.Response:
@@ -32,5 +39,9 @@ async def serve(host: str, port: int, registry: CollectorRegistry, watch_lag: Ca
     app.add_routes([web.get("/healthz", healthz), web.get("/metrics", metrics)])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, host, port).start()
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise CannotListenError(f"{host}:{port}: {error.strerror or error}") from None
     return runner

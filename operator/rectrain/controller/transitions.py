@@ -1,7 +1,7 @@
 """Events of what has changed between two statuses."""
 
-from rectrain.api.status import Condition, ConditionStatus, Status
-from rectrain.controller.conditions import ConditionType, find, is_true
+from rectrain.api.status import Condition, ConditionStatus, Status, find_condition
+from rectrain.controller.conditions import ConditionType, is_true
 from rectrain.controller.decision import Event
 
 # The reasons why a job does not run that somebody should look at.
@@ -29,7 +29,7 @@ def events_between(before: Status, after: Status) -> tuple[Event, ...]:
     for condition in after.conditions:
         if condition.type not in _KNOWN:  # of a newer controller, or another's
             continue
-        type_, old = ConditionType(condition.type), find(before.conditions, ConditionType(condition.type))
+        type_, old = ConditionType(condition.type), find_condition(before.conditions, ConditionType(condition.type))
         if type_ is ConditionType.RUNNING:
             event = _of_running(condition, old, before, after)
         else:

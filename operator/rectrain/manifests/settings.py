@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from rectrain.api.base import ApiModel
+from rectrain.api.rules import without_credentials
 
 DEFAULT_WORKER_IMAGE = f"rectrain-worker:{version('rectrain')}"
 """Image of workers where neither the job nor the operator names one."""
@@ -13,6 +14,8 @@ DEFAULT_WORKER_IMAGE = f"rectrain-worker:{version('rectrain')}"
 
 class Settings(ApiModel):
     """Defaults of an operator for its jobs."""
+
+    RULES = (without_credentials("mlflowTrackingUri", "jobs name a Secret by tracking.mlflow.credentialsSecretRef"),)
 
     worker_image: Annotated[str, Field(min_length=1)] = DEFAULT_WORKER_IMAGE
     """Image of workers. A job's workers.image goes before it."""

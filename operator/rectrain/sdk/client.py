@@ -4,17 +4,27 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import quote
 
 from rectrain.api.crd import PLURAL
 from rectrain.api.job import GROUP, KIND, VERSION, RecTrainingJob
 from rectrain.api.pod_template import CHILD_NAME_LABEL
-from rectrain.api.status import Condition, ConditionStatus, Progress, State
+from rectrain.api.status import Progress, State, find_condition
 from rectrain.sdk.connection import connect, translated
-from rectrain.sdk.errors import ClusterError, JobFailedError, JobNotFoundError, WaitTimeoutError
+from rectrain.sdk.errors import (
+    ClusterError,
+    ClusterUnreachableError,
+    JobFailedError,
+    JobNotFoundError,
+    WaitTimeoutError,
+)
 from rectrain.sdk.logs import read_logs
+from rectrain.sdk.stored import body_of, job_of
 
 _WATCH_SECONDS = 60
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
+_LONGEST_OUTAGE = 300.0
+"""Seconds that an API server may be away, as in an upgrade, while something is waited for."""
 _TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json"
 
 Raw = dict[str, Any]
@@ -64,15 +74,13 @@ class Client:
             JobRefusedError: The API server found it wrong.
         """
         namespace = namespace or job.metadata.namespace or self.namespace
-        body = job.model_dump(mode="json", exclude_unset=True, exclude={"status"})
-        body |= {"apiVersion": f"{GROUP}/{VERSION}", "kind": KIND}
-        body["metadata"]["namespace"] = namespace
+        body = body_of(job, namespace)
         options = {"dry_run": "All"} if dry_run else {}
         with translated(f"{namespace}/{job.metadata.name}"):
             created = self._objects().create_namespaced_custom_object(
                 GROUP, VERSION, namespace, PLURAL, body, field_validation="Strict", **options
             )
-        return RecTrainingJob.model_validate(created)
+        return job_of(created)
 
     def get(self, name: str, *, namespace: str | None = None) -> RecTrainingJob:
         """Return a job.
@@ -80,7 +88,7 @@ class Client:
         Raises:
             JobNotFoundError: There is none of that name.
         """
-        return RecTrainingJob.model_validate(self.get_raw(name, namespace=namespace))
+        return job_of(self.get_raw(name, namespace=namespace))
 
     def get_raw(self, name: str, *, namespace: str | None = None) -> Raw:
         """Return a job as the API server has it, whatever version of rectrain wrote it.
@@ -90,7 +98,7 @@ class Client:
         """
         namespace = namespace or self.namespace
         with translated(f"{namespace}/{name}"):
-            found: Raw = self._objects().get_namespaced_custom_object(GROUP, VERSION, namespace, PLURAL, name)
+            found: Raw = self._objects().get_namespaced_custom_object(GROUP, VERSION, namespace, PLURAL, _named(name))
         return found
 
     def list(self, *, namespace: str | None = None, all_namespaces: bool = False, selector: str = "") -> Jobs:
@@ -102,7 +110,7 @@ class Client:
             selector: Labels, such as ``team=ads``.
         """
         found = self.list_raw(namespace=namespace, all_namespaces=all_namespaces, selector=selector)
-        return [RecTrainingJob.model_validate(job) for job in found]
+        return [job_of(job) for job in found]
 
     def list_raw(self, *, namespace: str | None = None, all_namespaces: bool = False, selector: str = "") -> Raws:
         """Return jobs like `list`, as the API server has them."""
@@ -129,7 +137,9 @@ class Client:
     ) -> Raw:
         """Return one job or many as a meta.k8s.io Table: the columns and cells that `kubectl get` shows."""
         space = "" if all_namespaces else f"/namespaces/{namespace or self.namespace}"
-        path = f"/apis/{GROUP}/{VERSION}{space}/{PLURAL}" + (f"/{name}" if name is not None else "")
+        path = f"/apis/{GROUP}/{VERSION}{space}/{PLURAL}" + (
+            f"/{quote(_named(name), safe='')}" if name is not None else ""
+        )
         with translated(f"{namespace or self.namespace}/{name}" if name is not None else None):
             answer: Raw = self.connection.call_api(
                 path,
@@ -145,7 +155,7 @@ class Client:
     def watch(
         self, name: str, *, namespace: str | None = None, timeout: float | None = None
     ) -> Iterator[RecTrainingJob]:
-        """Yield a job as it is, and again whenever it changes; a lost connection is made anew.
+        """Yield a job as it is, and again whenever it changes; an API server may be away for five minutes meanwhile.
 
         Args:
             name: The job.
@@ -159,7 +169,7 @@ class Client:
         end = math.inf if timeout is None else time.monotonic() + timeout
         pause, last = _FIRST_PAUSE, None
         while True:
-            job = self.get(name, namespace=namespace)
+            job = self.get(name, namespace=namespace) if last is None else self._get_again(name, namespace, end)
             if job != last:
                 yield job
             last = job
@@ -175,6 +185,19 @@ class Client:
             except ClusterError:  # too old a version, a connection that broke: look again
                 time.sleep(min(pause, left))
                 pause = min(_LONGEST_PAUSE, 2 * pause)
+
+    def _get_again(self, name: str, namespace: str, end: float) -> RecTrainingJob:
+        """Return a job that was there a moment ago, though the API server be away for a while."""
+        end, pause = min(end, time.monotonic() + _LONGEST_OUTAGE), _FIRST_PAUSE
+        while True:
+            try:
+                return self.get(name, namespace=namespace)
+            except ClusterError as error:
+                # Other types of error are answers.
+                if type(error) not in (ClusterError, ClusterUnreachableError) or time.monotonic() + pause >= end:
+                    raise
+            time.sleep(pause)
+            pause = min(_LONGEST_PAUSE, 2 * pause)
 
     def _changes(self, job: RecTrainingJob, namespace: str, seconds: float) -> Iterator[RecTrainingJob]:
         from kubernetes.watch import Watch
@@ -196,7 +219,7 @@ class Client:
                     found = event["object"]
                     if event["type"] == "DELETED" or found["metadata"]["uid"] != job.metadata.uid:
                         raise JobNotFoundError(f"{KIND} {namespace}/{name}: was deleted")
-                    yield RecTrainingJob.model_validate(found)
+                    yield job_of(found)
         finally:
             watch.stop()
 
@@ -227,7 +250,7 @@ class Client:
             if job.state is State.SUCCEEDED:
                 return job
             if job.state is State.FAILED:
-                cause = condition_of(job, State.FAILED)
+                cause = find_condition(job.status.conditions, State.FAILED) if job.status is not None else None
                 assert cause is not None
                 raise JobFailedError(f"{KIND} {name} failed: {cause.reason}: {cause.message}", cause.reason)
         raise WaitTimeoutError(f"{KIND} {name}: has not ended within {timeout or 0:g} seconds")
@@ -301,7 +324,7 @@ class Client:
         namespace = namespace or self.namespace
         with translated(f"{namespace}/{name}"):
             self._objects().delete_namespaced_custom_object(
-                GROUP, VERSION, namespace, PLURAL, name, propagation_policy="Background"
+                GROUP, VERSION, namespace, PLURAL, _named(name), propagation_policy="Background"
             )
 
     def close(self) -> None:
@@ -321,14 +344,19 @@ class Client:
                 VERSION,
                 namespace,
                 PLURAL,
-                name,
+                _named(name),
                 {"spec": {"runPolicy": {"suspend": value}}},
                 _content_type="application/merge-patch+json",
             )
-        return RecTrainingJob.model_validate(changed)
+        return job_of(changed)
 
 
-def condition_of(job: RecTrainingJob, type_: str) -> Condition | None:
-    """Return a job's condition of a type if it holds."""
-    conditions = job.status.conditions if job.status is not None else []
-    return next((c for c in conditions if c.type == type_ and c.status is ConditionStatus.TRUE), None)
+def _named(name: str) -> str:
+    """Return a name; an empty one would ask for all jobs.
+
+    Raises:
+        ClusterError: It is empty.
+    """
+    if not name:
+        raise ClusterError(f"{KIND}: must have a name, and got an empty text")
+    return name

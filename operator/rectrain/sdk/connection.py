@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rectrain.api.crd import PLURAL
 from rectrain.api.job import GROUP, KIND
 from rectrain.sdk.errors import (
     ClusterError,
@@ -35,8 +36,10 @@ def connect(kubeconfig: str | None, context: str | None) -> tuple[Any, str]:
     """
     from kubernetes import client, config
     from kubernetes.config.config_exception import ConfigException
+    from yaml import YAMLError
 
     settings = client.Configuration()
+    shown = f"kubeconfig {kubeconfig}" if kubeconfig is not None else "kubeconfig"
     try:
         config.load_kube_config(kubeconfig, context=context, client_configuration=settings)
         contexts, active = config.list_kube_config_contexts(kubeconfig)
@@ -45,7 +48,7 @@ def connect(kubeconfig: str | None, context: str | None) -> tuple[Any, str]:
         namespace = active["context"].get("namespace") or DEFAULT_NAMESPACE
     except (ConfigException, OSError) as error:
         if kubeconfig is not None or context is not None:
-            raise ClusterUnreachableError(f"kubeconfig: {error}") from None
+            raise ClusterUnreachableError(f"{shown}: {error}") from None
         try:
             config.load_incluster_config(client_configuration=settings)
         except ConfigException:
@@ -54,6 +57,8 @@ def connect(kubeconfig: str | None, context: str | None) -> tuple[Any, str]:
             ) from None
         with open(_SERVICE_ACCOUNT_NAMESPACE) as file:
             namespace = file.read().strip()
+    except (AttributeError, KeyError, TypeError, ValueError, YAMLError) as error:
+        raise ClusterUnreachableError(f"{shown}: is none: {' '.join(str(error).split())}") from None
     settings.retries = 2
     return client.ApiClient(settings), namespace
 
@@ -90,13 +95,17 @@ def _error_of(code: int | None, status: dict[str, Any], job: str | None) -> Clus
     message = str(status.get("message") or f"HTTP {code}")
     name = f"{KIND} {job}" if job is not None else KIND
     # A missing job has details, a missing type has none: the whole path is unknown.
-    if code == 404 and (status.get("details") or {}).get("kind"):
-        return JobNotFoundError(f"{name}: not found")
+    if code == 404 and (kind := (status.get("details") or {}).get("kind")):
+        return JobNotFoundError(f"{name}: not found") if kind == PLURAL else ClusterError(f"{name}: {message}")
     if code == 404:
         return NotInstalledError(f"the cluster has no {KIND} ({GROUP}): install the chart charts/rectrain, or its CRD")
     if code == 409 and status.get("reason") == "AlreadyExists":
         return JobExistsError(f"{name}: exists already; delete it, or use another name")
-    if code in (401, 403):
+    if code == 401:
+        return NotPermittedError(
+            f"the API server does not know this user ({message}): log in anew, or name a --context"
+        )
+    if code == 403:
         return NotPermittedError(message)
     if code in (400, 422):
         causes = (status.get("details") or {}).get("causes") or []

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from rectrain.api.job import KIND
-from rectrain.api.status import Progress
-from rectrain.controller.conditions import ConditionType, find
+from rectrain.api.status import Progress, find_condition
+from rectrain.controller.conditions import ConditionType
 from rectrain.controller.decision import CreateChild, CreateConfigMap
 from rectrain.controller.draft import Draft
 from rectrain.controller.observed import Child, Job, Phase, Pod, names_of
@@ -127,7 +127,7 @@ def _refused_pods(draft: Draft) -> tuple[str, str] | None:
         return None
     message = draft.observed.pods_refused
     if message is None:
-        told = find(draft.status.conditions, ConditionType.RUNNING)
+        told = find_condition(draft.status.conditions, ConditionType.RUNNING)
         message = told.message if told is not None and told.reason == _PODS_REFUSED else ""
     return (_PODS_REFUSED, message) if message else None
 

@@ -3,7 +3,8 @@
 from datetime import timedelta
 
 from rectrain.api.operations import CleanPodPolicy
-from rectrain.controller.conditions import ConditionType, find
+from rectrain.api.status import find_condition
+from rectrain.controller.conditions import ConditionType
 from rectrain.controller.decision import DeleteJob
 from rectrain.controller.draft import Draft
 
@@ -34,7 +35,7 @@ def _live(draft: Draft, ended: ConditionType) -> None:
     if draft.job.definition is None:
         return
     ttl = draft.definition.spec.run_policy.ttl_seconds_after_finished
-    condition = find(draft.status.conditions, ended)
+    condition = find_condition(draft.status.conditions, ended)
     if ttl is None or condition is None:
         return
     until = condition.last_transition_time + timedelta(seconds=ttl)

@@ -2,8 +2,9 @@
 
 from datetime import datetime, timedelta
 
+from rectrain.api.status import find_condition
 from rectrain.controller.classify import Failure, Retry, classify
-from rectrain.controller.conditions import ConditionType, find
+from rectrain.controller.conditions import ConditionType
 from rectrain.controller.draft import Draft
 from rectrain.controller.observed import Phase, names_of
 from rectrain.controller.results import results_of
@@ -73,7 +74,7 @@ def _known_since(draft: Draft, first: datetime) -> datetime:
     """Return when the first pod ended; by a node's clock that is ahead, when this was first noticed."""
     if first <= draft.now:
         return first
-    condition = find(draft.status.conditions, ConditionType.RUNNING)
+    condition = find_condition(draft.status.conditions, ConditionType.RUNNING)
     is_noticed = condition is not None and condition.reason == "Stopping"
     return condition.last_transition_time if condition is not None and is_noticed else draft.now
 
