@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 
 from rectrain.controller.classify import Failure, Retry, classify
-from rectrain.controller.conditions import ConditionType
+from rectrain.controller.conditions import ConditionType, find
 from rectrain.controller.draft import Draft
 from rectrain.controller.observed import Phase, names_of
 from rectrain.controller.results import results_of
@@ -55,15 +55,22 @@ def _awaits_others(draft: Draft, failure: Failure) -> bool:
     """Wait for a while for how the other pods end: an exit code alone does not tell a cause from its consequence.
 
     They end soon, for they have lost a peer and are told to stop; but a node that is lost is only found out after its
-    silence. The next attempt would have to wait for them in any case.
+    silence. The next attempt would have to wait for them in any case. A pod that ended may be gone before anything is
+    known of its end: then the others' end is all there is.
     """
     ends = [p.termination.finished_at for p in draft.pods if p.termination and p.termination.finished_at]
     running = [p for p in draft.pods if p.is_running]
-    if not ends or not running or draft.now >= min(ends) + _SILENCE:
+    until = min([*ends, _waits_since(draft)]) + _SILENCE
+    if not running or draft.now >= until:
         return False
     draft.set(ConditionType.RUNNING, False, "Stopping", f"{failure.message}; waits for the others: {names_of(running)}")
-    draft.look_again(min(ends) + _SILENCE)
+    draft.look_again(until)
     return True
+
+
+def _waits_since(draft: Draft) -> datetime:
+    running = find(draft.status.conditions, ConditionType.RUNNING)
+    return running.last_transition_time if running is not None and running.reason == "Stopping" else draft.now
 
 
 def backoff(restarts: int) -> timedelta:
