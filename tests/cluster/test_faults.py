@@ -151,6 +151,27 @@ def test_a_job_that_loses_a_node_goes_on_elsewhere_and_no_failure_is_counted(pla
         place.kubectl("delete", "rtj", "spread", "--timeout=90s")
 
 
+def test_an_elastic_job_takes_in_a_worker_and_is_restarted_without_one(place: Place, cluster: Cluster) -> None:
+    alone = {"labelSelector": {"matchLabels": {"rectrain.io/job": "grown"}}, "topologyKey": "kubernetes.io/hostname"}
+    apart = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [alone]}}
+    workers = {"elastic": {"minReplicas": 1, "maxReplicas": 2}, "template": {"spec": {"affinity": apart}}}
+    place.apply("grown", ENDLESS, workers=workers)
+    place.wait_for_step("grown", 1)
+    assert "grown-worker-1" in place.condition("grown", "Running")["message"], "there is no node for it"
+    uid = place.uid("pod", "grown-worker-0")
+    with cluster.second_node():
+        place.wait_for_log("grown-worker-0", "continuing from the checkpoint of step")
+        place.wait_for_log("grown-worker-0", "Sharding plan for 2 cpu ranks")
+        assert place.status("grown")["attempt"] == 0 and place.uid("pod", "grown-worker-0") == uid
+        place.wait_for_step("grown", place.status("grown")["progress"]["step"] + 60)
+        cluster.api.kubectl("cordon", "node-2")
+        place.kubectl("delete", "pod", "grown-worker-1")
+        place.wait_until("the restart", lambda: place.status("grown")["attempt"] == 1, 120)
+        assert place.status("grown")["restarts"] == 0, "it was stopped, and saved a checkpoint"
+        place.wait_for_step("grown", place.status("grown")["progress"]["step"] + 20)
+        place.kubectl("delete", "rtj", "grown", "--timeout=90s")
+
+
 @pytest.fixture
 def controller(place: Place, release: Release, tmp_path: Path) -> Iterator[Controller]:
     """A controller that a test may kill, in the place of the release's; not started yet."""

@@ -328,6 +328,21 @@ CASES = {
         )
         for reason in ("OutOfcpu", "OutOfnvidia.com/gpu", "UnexpectedAdmissionError", "TopologyAffinityError")
     },
+    "a failure of a pod that is gone is judged when the others have ended": Case(
+        job(status(C.RUNNING, **STARTED)),
+        failed(pod(), pod("clicks-worker-0", gone=True)),
+        now=at(7),
+        conditions={C.RUNNING: ("False", "Stopping"), C.RESTARTING: ("False", "NotNeeded")},
+        says="waits for the others: clicks-master-0",
+        status={"restarts": 0, "attempt": 0},
+        again=at(97),
+    ),
+    "and is the one that they show": Case(
+        job(status(C.RUNNING, **STARTED)),
+        failed(pod(exit_code=143, finished_at=T0), pod("clicks-worker-0", gone=True)),
+        conditions={C.RESTARTING: ("True", "Stopped")},
+        status={"restarts": 0, "attempt": 1},
+    ),
     "a cause that comes after its consequence counts": Case(
         job(status(C.RUNNING, **STARTED)),
         failed(pod(exit_code=1, finished_at=T0), pod("clicks-worker-0", exit_code=2, finished_at=at(5))),

@@ -79,10 +79,11 @@ class Store:
         if owed is not None and (deleted or version >= owed.version):
             del self._owed[kind, key]
         before = self._entries[kind].get(key)
+        # Also of what is deleted: of an object's events that wait, kopf tells the last alone, and a pod that ended may
+        # have been removed at once.
+        self._put(kind, key, version, raw)
         if deleted:
             self._remove(kind, key, version)
-        else:
-            self._put(kind, key, version, raw)
         after = self._entries[kind].get(key)
         if before is not None and after is not None and before.value == after.value:
             return set()

@@ -56,27 +56,23 @@ def _awaits_others(draft: Draft, failure: Failure) -> bool:
     """Wait for a while for how the other pods end: an exit code alone does not tell a cause from its consequence.
 
     They end soon, for they have lost a peer and are told to stop; but a node that is lost is only found out after its
-    silence. The next attempt would have to wait for them in any case.
+    silence. The next attempt would have to wait for them in any case. A pod that ended may be gone before anything is
+    known of its end: then the others' end is all there is.
     """
     ends = [p.termination.finished_at for p in draft.pods if p.termination and p.termination.finished_at]
     running = [p for p in draft.pods if p.is_running]
-    if not ends or not running:
-        return False
-    until = _known_since(draft, min(ends)) + _SILENCE
-    if draft.now >= until:
+    until = min([*ends, _waits_since(draft)]) + _SILENCE
+    if not running or draft.now >= until:
         return False
     draft.set(ConditionType.RUNNING, False, "Stopping", f"{failure.message}; waits for the others: {names_of(running)}")
     draft.look_again(until)
     return True
 
 
-def _known_since(draft: Draft, first: datetime) -> datetime:
-    """Return when the first pod ended; by a node's clock that is ahead, when this was first noticed."""
-    if first <= draft.now:
-        return first
-    condition = find_condition(draft.status.conditions, ConditionType.RUNNING)
-    is_noticed = condition is not None and condition.reason == "Stopping"
-    return condition.last_transition_time if condition is not None and is_noticed else draft.now
+def _waits_since(draft: Draft) -> datetime:
+    """Return since when the others are waited for; a node whose clock is ahead has pods that end later than that."""
+    running = find_condition(draft.status.conditions, ConditionType.RUNNING)
+    return running.last_transition_time if running is not None and running.reason == "Stopping" else draft.now
 
 
 def backoff(restarts: int) -> timedelta:
