@@ -1,9 +1,9 @@
 """Measure the recall service as a process on this machine: latency, throughput, what it adds to encode and search.
 
 Run `python benchmarks/recall_service.py`; `--items 1000000` for a large corpus, `--milvus` for the way through Milvus
-Lite beside FAISS, `--milvus http://host:19530` through a server, `--json` prints one JSON object on the last line. The model is MIND with 4 interests of 64 dimensions
-over items in clusters of differing size and direction; users have histories of one to three clusters. Measured in the
-same run:
+Lite beside FAISS, `--milvus http://host:19530` through a server, `--json` prints one JSON object on the last line. The
+model is MIND with 4 interests of 64 dimensions over items in clusters of differing size and direction; users have
+histories of one to three clusters. Measured in the same run:
 
 - the floor: the same framework and server, with the same body, answering a constant;
 - encode and search alone, in this process, without HTTP;

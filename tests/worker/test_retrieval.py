@@ -240,6 +240,8 @@ def test_what_is_not_an_index_s_own_is_left_alone(tmp_path):
             change()
     edit(folder / "000001_a" / "version.json", formatVersion=1)
     assert publish(store, items_of("b"), keep=1).name == "000002_b"
+    (folder / "000003_c").mkdir()
+    (folder / "000003_c" / ".tmp-1").write_text("what a killed publishing was writing")
     store.clear()
     assert sorted(path.name for path in folder.iterdir()) == ["backup", "notes.txt"]
 
