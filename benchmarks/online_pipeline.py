@@ -4,6 +4,7 @@ The linear model is a pipeline of vectorizer and logistic regression. Its peers 
 shape of stages: scikit-learn's, saved by MLflow and called through pyfunc with a data frame of one row, and MLlib's,
 called with a Spark data frame of one row. Our own pipeline behind MLflow's pyfunc is beside them. The DLRM is compared
 with its model called on a batch of one row that was prepared before, and with its layers on looked-up embeddings alone.
+Beside it are the retrieval models, which score an item for a user with 20 items in the history: a TwoTower and a MIND.
 """
 
 import argparse
@@ -48,6 +49,11 @@ from rectrain_jobs.pipeline import (
 
 NUMBERS = [f"number_{position}" for position in range(13)]
 TEXTS = [f"text_{position}" for position in range(27)]
+ITEMS = 36_000
+RETRIEVAL = {
+    "TwoTower": {"type": "TwoTower", "twoTower": {"embeddingDim": 64, "hiddenDims": [128, 64]}},
+    "MIND": {"type": "MIND", "mind": {"embeddingDim": 64, "interests": 4, "similarity": "Cosine"}},
+}
 Row = dict[str, Any]
 
 
@@ -67,10 +73,13 @@ def main() -> None:
     frame = pandas.DataFrame(table)
     pipeline = linear_pipeline(frame)
     dlrm = dlrm_predictor(frame)
+    retrieval = {name: retrieval_predictor(model) for name, model in RETRIEVAL.items()}
+    users = [{"item_id": n, "history": [(n * k) % ITEMS for k in range(1, 21)]} for n in range(500)]
     figures = {
         "linear": latency(pipeline.predict, requests, fast),
         "dlrm": latency(dlrm.predict, requests, fast),
         **model_alone(dlrm, requests, fast),
+        **{name: latency(predictor.predict, users, fast) for name, predictor in retrieval.items()},
         "mlflow": latency(of_one_row(scikit_by_mlflow(frame)), requests, slow),
         "mlflow_of_ours": latency(of_one_row(ours_by_mlflow(pipeline)), requests, slow),
         "spark": spark_latency(frame, requests, slow),
@@ -87,6 +96,8 @@ def main() -> None:
     print(f"DLRM, one dictionary of 40 features: {show['dlrm']}")
     print(f"  its model on a prepared batch of one row: {show['dlrm_model']}; ours takes {of_model:.2f} times as long")
     print(f"  its layers on prepared rows, without a batch: {show['dlrm_layers']}")
+    for name in RETRIEVAL:
+        print(f"{name}, an item for a user with 20 items in the history: {show[name]}")
     if arguments.json:
         machine = {"cpus": os.cpu_count(), "load": os.getloadavg()[0], "python": platform.python_version()}
         print(json.dumps({"microseconds": figures, "dlrm_by_model": of_model, "machine": machine}))
@@ -207,6 +218,23 @@ def dlrm_predictor(frame: pandas.DataFrame) -> BundlePredictor:
     return BundlePredictor(
         "memory", Bundle(Manifest(name="dlrm", spec={}), "0", spec, fitted, build_model(spec).eval())
     )
+
+
+def retrieval_predictor(model: dict[str, Any]) -> BundlePredictor:
+    """Return a retrieval model of histories, with its initial weights, as a predictor."""
+    spec = RecTrainingJobSpec.model_validate(
+        {
+            "model": model,
+            "features": [
+                {"name": "user_id", "kind": "Categorical", "side": "None", "cardinality": 10},
+                {"name": "item_id", "kind": "Categorical", "side": "Item", "cardinality": ITEMS},
+                {"name": "history", "kind": "Sequence", "side": "User", "of": "item_id", "maxLength": 20},
+            ],
+            "data": {"train": {"uri": "none"}},
+        }
+    )
+    manifest = Manifest(name=model["type"].lower(), spec={})
+    return BundlePredictor("memory", Bundle(manifest, "0", spec, fit(spec.features, []), build_model(spec).eval()))
 
 
 def model_alone(dlrm: BundlePredictor, requests: list[Row], calls: int) -> dict[str, tuple[float, float]]:

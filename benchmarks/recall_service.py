@@ -1,9 +1,9 @@
 """Measure the recall service as a process on this machine: latency, throughput, what it adds to encode and search.
 
 Run `python benchmarks/recall_service.py`; `--items 1000000` for a large corpus, `--milvus` for the way through Milvus
-Lite beside FAISS, `--json` prints one JSON object on the last line. The model is MIND with 4 interests of 64 dimensions
-over items in clusters of differing size and direction; users have histories of one to three clusters. Measured in the
-same run:
+Lite beside FAISS, `--milvus http://host:19530` through a server, `--json` prints one JSON object on the last line. The
+model is MIND with 4 interests of 64 dimensions over items in clusters of differing size and direction; users have
+histories of one to three clusters. Measured in the same run:
 
 - the floor: the same framework and server, with the same body, answering a constant;
 - encode and search alone, in this process, without HTTP;
@@ -44,7 +44,13 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=36_000, help="number of items")
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second of the steady load")
     parser.add_argument("--seconds", type=float, default=10.0, help="duration of each load")
-    parser.add_argument("--milvus", action="store_true", help="measure the way through Milvus Lite, too")
+    parser.add_argument(
+        "--milvus",
+        nargs="?",
+        const="",
+        metavar="URI",
+        help="measure the way through Milvus, too: Milvus Lite or a server",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
     parser.add_argument("--floor", type=int, metavar="PORT", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -82,8 +88,9 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         report["1 connection: CPU time of a request"] - report["encode and search: CPU time"], 2
     )
     report |= {f"swap: {name}": value for name, value in swap(folder, vectors, bodies).items()}
-    if arguments.milvus:
-        report |= {f"Milvus Lite: {k}": v for k, v in milvus(folder, bodies, arguments).items()}
+    if arguments.milvus is not None:
+        kind = "Milvus server" if arguments.milvus else "Milvus Lite"
+        report |= {f"{kind}: {k}": v for k, v in milvus(folder, bodies, arguments).items()}
     report["load average after"] = load()
     return report
 
@@ -288,9 +295,10 @@ async def swapped(server: "Server", folder: Path, bodies: Sequence[bytes]) -> di
 
 
 def milvus(folder: Path, bodies: Sequence[bytes], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure the service with Milvus Lite, which it runs itself."""
+    """Measure the service with Milvus Lite, which it runs itself, or with a server that is there."""
     command = [sys.executable, "-c", "from rectrain.cli.main import main; main()", "serve", "recall"]
-    place = ["--bundle", str(folder / "bundle"), "--index", str(folder / "milvus.db")]
+    place = ["--bundle", str(folder / "bundle"), "--index", arguments.milvus or str(folder / "milvus.db")]
+    place += ["--collection", "rectrain_benchmark"]
     report: dict[str, Any] = {}
     with process([*command, *place], ready="/healthz") as server:
         began = time.perf_counter()
@@ -298,6 +306,7 @@ def milvus(folder: Path, bodies: Sequence[bytes], arguments: argparse.Namespace)
         report["publish, seconds"] = round(time.perf_counter() - began, 1)
         for connections in (1, 4):
             report |= asyncio.run(closed(server, bodies, connections, arguments.seconds))
+        asyncio.run(exchange(server, "/rec/drop", b""))
     return report
 
 

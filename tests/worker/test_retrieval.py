@@ -240,6 +240,8 @@ def test_what_is_not_an_index_s_own_is_left_alone(tmp_path):
             change()
     edit(folder / "000001_a" / "version.json", formatVersion=1)
     assert publish(store, items_of("b"), keep=1).name == "000002_b"
+    (folder / "000003_c").mkdir()
+    (folder / "000003_c" / ".tmp-1").write_text("what a killed publishing was writing")
     store.clear()
     assert sorted(path.name for path in folder.iterdir()) == ["backup", "notes.txt"]
 
@@ -276,6 +278,37 @@ def test_a_version_that_was_removed_while_it_was_built_is_not_served(tmp_path, m
     with pytest.raises(UserError, match="another process removed 000002_b while it was built; let one publish"):
         publish(store, items_of("b"), keep=1)
     assert store.served() == "000001_a" and store.unfinished() == [] and served_index(store).count() == 60
+
+
+def test_a_server_does_what_milvus_lite_does(milvus_server):
+    store = MilvusStore(milvus_server, "items")
+    for model in "abc":
+        publish(store, items_of(model), keep=2)
+    assert [v.name for v in store.versions()] == ["000002_b", "000003_c"] and store.unfinished() == []
+    assert store.served() == store.revision() == "000003_c"
+    assert rollback(store).name == store.served() == "000002_b"
+    items, index = items_of("b"), served_index(store)
+    assert index.count() == 60 and verify(index, items) == 1.0
+    allowed = items.ids < 60
+    ids, _ = exact(items._replace(ids=items.ids[allowed], vectors=items.vectors[allowed]), items.vectors[:2], 5)
+    mask = np.zeros(178, bool)
+    mask[items.ids[allowed]] = True
+    np.testing.assert_array_equal(index.search(items.vectors[:2], 5, mask).ids, ids)
+    assert index.contains(np.array([0, 1, 3])).tolist() == [True, False, True]
+    far = np.full((2, DIM), 50, np.float32)
+    store.upsert(np.array([3, 1000]), far)
+    assert index.count() == 61 and set(index.search(far[:1], 2).ids[0].tolist()) == {3, 1000}
+    assert store.delete(np.array([1000, 3, 5])) == 2
+    assert index.count() == 59 and not {3, 1000} & set(index.search(far[:1], 59).ids[0].tolist())
+    # A collection of another process's, that is being built.
+    store._client.create_collection("items_v000004_d", dimension=DIM)
+    with pytest.raises(UserError, match="version 000003_c is served"):
+        rollback(store, "000003_c")
+        drop(store, "000003_c")
+    drop(store, "000004_d")
+    store.clear()
+    assert store._client.list_collections() == [] and store.served() is None
+    store.close()
 
 
 def test_collections_of_others_are_left_alone(tmp_path):

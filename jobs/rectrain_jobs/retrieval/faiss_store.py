@@ -93,7 +93,7 @@ class FaissStore:
         def refuse() -> None:
             raise UserError(f"{self.uri}: another process is changing the index; try again when it has ended")
 
-        return self._store.exclusive(refuse)
+        return self._store.exclusive(refuse, below=["versions/*"])
 
     def revision(self) -> str | None:
         """Return the served version and its file, which is another one when single items have changed."""

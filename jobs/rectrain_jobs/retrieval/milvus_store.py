@@ -34,6 +34,8 @@ _VERSION, _STATE, _COMPLETE = "rectrain.version", "rectrain.state", "complete"
 _HNSW = {"M": 16, "efConstruction": 200}
 _EF = 256
 """Candidates of an HNSW search: more find more of the exact neighbours."""
+_SEARCHED = "Bounded"
+"""Searches see what is there for five seconds: a strong one waits for the server's clock, 0.4 s instead of 3 ms."""
 _ROWS_OF_A_REQUEST = 5_000
 TOKEN = "MILVUS_TOKEN"
 """Environment variable with the credentials, as token or user:password."""
@@ -70,7 +72,7 @@ class MilvusIndex:
                 plain(vectors).tolist(),
                 anns_field="vector",
                 limit=k,
-                output_fields=["id"],
+                consistency_level=_SEARCHED,
                 search_params={"metric_type": "IP", "params": parameters},
                 **wanted,
             )
@@ -144,7 +146,7 @@ class MilvusStore:
         return None
 
     def revision(self) -> str | None:
-        """Return the served version; changes of its single items are seen at once by who has it open."""
+        """Return the served version; changes of its single items are seen by who has it open."""
         return self.served()
 
     def build(self, version: IndexVersion, ids: Ids, vectors: Vectors) -> IndexVersion:
@@ -209,7 +211,7 @@ class MilvusStore:
         return [name for name in self._names() if self._properties(name).get(_STATE) != _COMPLETE]
 
     def upsert(self, ids: Ids, vectors: Vectors) -> None:
-        """Add items to the served version, or replace their vectors; searches see it at once."""
+        """Add items to the served version, or replace their vectors; searches see it within seconds."""
         served = served_version(self)
         check_items(ids, vectors, served.dim, self.uri)
         with _told(self.uri):

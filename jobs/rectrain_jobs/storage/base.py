@@ -111,7 +111,7 @@ class ObjectStore(Protocol):
 
         Args:
             when_taken: Called once when another process holds the store; returns to wait for it, or raises.
-            below: Folders of the store that its holder alone writes to, too.
+            below: Folders of the store that its holder alone writes to, too; `*` in a name stands for any.
         """
         ...
 

@@ -103,15 +103,18 @@ class LocalStore:
 
         Args:
             when_taken: Called once when another process holds it; returns to wait for it, or raises.
-            below: Folders in it that its holder alone writes to, too.
+            below: Folders in it that its holder alone writes to, too; `*` in a name stands for any.
         """
         with local_errors(self.root):
             missing = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
         with _locked(self.root, when_taken):
-            for folder in (self.root, *(self.root / folder_prefix(name) for name in below)):
-                for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+            for place in ("", *map(folder_prefix, below)):
+                for leftover in self.root.glob(f"{place}{TEMPORARY_PREFIX}*"):
                     with local_errors(leftover):
                         leftover.unlink(missing_ok=True)
+                    if place:
+                        with suppress(OSError):  # one that holds something stays
+                            leftover.parent.rmdir()
             try:
                 yield
             finally:
