@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 from harness.api_server import ApiServer, ControlPlane
 from harness.waiting import wait_until
@@ -170,6 +171,26 @@ def test_a_user_without_rights(cluster: Cluster) -> None:
     client.connection.configuration.api_key["authorization"] = f"Bearer {token}"
     with pytest.raises(NotPermittedError, match="cannot list resource"):
         client.list()
+
+
+def test_who_may_see_jobs_alone_sees_the_job(cluster: Cluster, job: RecTrainingJob, tmp_path: Path) -> None:
+    cluster.client.submit(job)
+    where = ("-n", cluster.namespace)
+    cluster.api.kubectl(*where, "create", "serviceaccount", "viewer")
+    cluster.api.kubectl(
+        *where, "create", "role", "viewer", "--verb=get,list,watch", "--resource=rectrainingjobs.rectrain.io"
+    )
+    account = f"--serviceaccount={cluster.namespace}:viewer"
+    cluster.api.kubectl(*where, "create", "rolebinding", "viewer", "--role=viewer", account)
+    token = cluster.api.kubectl(*where, "create", "token", "viewer").strip()
+    config = yaml.safe_load(cluster.api.kubeconfig.read_text())
+    config["users"][0]["user"] = {"token": token}
+    (tmp_path / "viewer").write_text(yaml.safe_dump(config))
+    seen = CliRunner().invoke(cli, ["describe", "small", *where, "--kubeconfig", str(tmp_path / "viewer")])
+    assert seen.exit_code == 0 and "State:      Pending" in seen.stdout
+    assert 'cannot list resource "pods"' in seen.stderr and 'cannot list resource "events"' in seen.stderr
+    refused = CliRunner().invoke(cli, ["suspend", "small", *where, "--kubeconfig", str(tmp_path / "viewer")])
+    assert refused.exit_code == 2 and "cannot patch resource" in refused.stderr
 
 
 def test_wait_sees_progress_and_returns_the_results(cluster: Cluster, job: RecTrainingJob) -> None:

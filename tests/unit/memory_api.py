@@ -23,7 +23,7 @@ from rectrain.controller.errors import (
 )
 from rectrain.controller.kinds import Kind
 from rectrain.controller.kube import MERGE_PATCH
-from rectrain.controller.observed import Key, Raw
+from rectrain.controller.observed import Key, Raw, is_managed
 from rectrain.controller.store import WATCHED, key_of
 
 _FOREGROUND = "foregroundDeletion"
@@ -127,13 +127,18 @@ class MemoryApi:
         """Create or change an object as anybody, and tell of it."""
         key = key_of(raw)
         metadata = raw["metadata"]
-        is_new = (kind, key) not in self.objects
+        before = self.objects.get((kind, key))
+        is_new = before is None
         if is_new:
             metadata["uid"] = f"uid-{next(self._numbers)}"
             metadata["creationTimestamp"] = _text(self._clock())
         metadata["resourceVersion"] = str(next(self._numbers))
         self.objects[kind, key] = raw
-        self._tell(kind, "ADDED" if is_new else "MODIFIED", raw)
+        if kind is Kind.CONVERSION and not is_managed(metadata):  # watched by the label: without it, it is gone
+            if before is not None and is_managed(before["metadata"]):
+                self._tell(kind, "DELETED", raw)
+        else:
+            self._tell(kind, "ADDED" if is_new else "MODIFIED", raw)
         return raw
 
     def change(self, kind: Kind, key: Key, **fields: Any) -> None:
@@ -152,7 +157,8 @@ class MemoryApi:
         elif not metadata.get("finalizers") or not foreground:
             metadata["resourceVersion"] = str(next(self._numbers))
             del self.objects[kind, key]
-            self._tell(kind, "DELETED", raw)
+            if kind is not Kind.CONVERSION or is_managed(metadata):
+                self._tell(kind, "DELETED", raw)
 
     def collect_garbage(self) -> None:
         """Remove dependents of what is being deleted in the foreground, then it, and what has lost all owners."""
@@ -194,7 +200,7 @@ class MemoryApi:
         """Return queues that will hold every event from now on, after those of a list."""
         queues: dict[Kind, deque[tuple[str, Raw]]] = {kind: deque() for kind in WATCHED}
         for (kind, _), raw in self.objects.items():
-            if kind in queues:
+            if kind in queues and (kind is not Kind.CONVERSION or is_managed(raw["metadata"])):
                 queues[kind].append(("ADDED", copy.deepcopy(raw)))
         self._watchers.append(queues)
         return queues

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from memory_api import Fault, MemoryApi, TrainingOperator
 
+from rectrain.api import validate_job
 from rectrain.controller.errors import ApiError
 from rectrain.controller.kinds import Kind
-from rectrain.controller.observed import Key, Raw, conversion_of
+from rectrain.controller.observed import Key, Raw, conversion_of, is_managed
 from rectrain.controller.reconcile import Reconciler
 from rectrain.controller.store import Store
-from rectrain.manifests import Settings
+from rectrain.manifests import Settings, conversion_name
 
 KEYS = [KEY, Key(KEY.namespace, "ads")]
 MAX_RESTARTS = 2
@@ -25,6 +26,7 @@ sides = st.sampled_from([0, 0, 0, 1])
 applied = st.fixed_dictionaries({"queue": st.booleans(), "source": st.sampled_from([False, False, True])})
 faults = st.lists(st.none() | st.sampled_from(Fault), max_size=6)
 lost = st.sets(st.sampled_from([Kind.CHILD, Kind.POD, Kind.CONVERSION]))
+CONVERSION = Key(KEY.namespace, conversion_name(validate_job(document(source=SOURCE), source="test")))
 FOREIGN = {"kind": "Notebook", "name": "n", "uid": "foreign-owner", "controller": True}
 
 
@@ -124,7 +126,12 @@ class ControllerModel(RuleBasedStateMachine):
     @rule(
         key=keys,
         side=sides,
-        what=st.sampled_from(["delete child", "orphan", "foreign", "free", "uninstall", "install", "restart"]),
+        what=st.sampled_from(
+            [
+                *("delete child", "orphan", "foreign", "free", "uninstall", "install", "restart"),
+                *("foreign conversion", "unlabel conversion", "free conversion"),
+            ]
+        ),
         foreground=st.booleans(),
     )
     def meddle(self, key: Key, side: int, what: str, foreground: bool) -> None:
@@ -137,10 +144,22 @@ class ControllerModel(RuleBasedStateMachine):
             self.api.put(Kind.CHILD, {"metadata": metadata, "spec": {"runPolicy": {"suspend": True}}})
         if what == "free":
             self.free_the_name(key)
+        if what.endswith(" conversion"):
+            self.meddle_with_conversion(what.split()[0])
         if what in ("install", "uninstall"):
             self.api.missing = {Kind.CHILD} if what == "uninstall" else set()
         if what == "restart":
             self.controllers[side].restart()
+
+    def meddle_with_conversion(self, what: str) -> None:
+        """Put a Job of another's in the place of the conversion, take the label from it, or free its name."""
+        found = self.api.objects.get((Kind.CONVERSION, CONVERSION))
+        if what == "foreign" and found is None:
+            self.api.put(Kind.CONVERSION, {"metadata": {"namespace": CONVERSION.namespace, "name": CONVERSION.name}})
+        if what == "unlabel" and found is not None and is_managed(found["metadata"]):
+            self.api.change(Kind.CONVERSION, CONVERSION, metadata={**found["metadata"], "labels": {}})
+        if what == "free" and found is not None and not is_managed(found["metadata"]):
+            self.api.remove(Kind.CONVERSION, CONVERSION, foreground=False)
 
     def free_the_name(self, key: Key) -> None:
         child = self.api.objects.get((Kind.CHILD, key))
@@ -226,6 +245,8 @@ class ControllerModel(RuleBasedStateMachine):
         if kind is Kind.CHILD:
             assert before is None or not is_foreign(before), "another's PyTorchJob was touched"
             assert before is None or after is None, "a PyTorchJob is created and deleted, and never changed"
+        if kind is Kind.CONVERSION and before is not None:
+            assert is_managed(before["metadata"]), "another's Job was touched"
         if kind is Kind.CONVERSION and before is not None and after is None:
             assert before.get("status", {}).get("conditions"), "a conversion that runs was deleted"
         if kind is Kind.JOB and before is not None and after is not None:
@@ -248,7 +269,8 @@ class ControllerModel(RuleBasedStateMachine):
     def every_conversion_has_what_its_pods_read(self) -> None:
         api = getattr(self, "api", MemoryApi(lambda: T0))
         for (kind, key), raw in api.objects.items():
-            if kind is Kind.CONVERSION and not raw.get("status") and "deletionTimestamp" not in raw["metadata"]:
+            is_going = raw.get("status") or "deletionTimestamp" in raw["metadata"]
+            if kind is Kind.CONVERSION and is_managed(raw["metadata"]) and not is_going:
                 name = conversion_of(raw).config_map
                 assert (Kind.CONFIG_MAP, Key(key.namespace, name)) in api.objects, f"ConfigMap {name} is gone"
 
@@ -259,6 +281,7 @@ class ControllerModel(RuleBasedStateMachine):
     def converge(self) -> None:
         """From here on nothing goes wrong: every job comes to an end within a bounded number of passes."""
         self.api.missing = set()
+        self.meddle_with_conversion("free")
         leader = self.controllers[0]
         for key in KEYS:
             self.free_the_name(key)

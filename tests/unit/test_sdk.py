@@ -1,12 +1,16 @@
 """What the client makes of what it finds, without a cluster."""
 
+import re
+from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from controller_objects import T0, document
+from pydantic import BaseModel
 
-from rectrain import Client, RecTrainingJob
+from rectrain import Client, RecTrainingJob, api
 from rectrain.api.yaml_text import load_yaml
 from rectrain.sdk import ClusterError, ClusterUnreachableError
 from rectrain.sdk.stored import body_of, job_of
@@ -69,7 +73,7 @@ def test_a_job_of_a_cluster_can_be_submitted_again() -> None:
 
 
 def test_a_job_built_in_python_is_sent_as_it_was_built() -> None:
-    job = RecTrainingJob.model_validate(document(uid=None))  # type: ignore[arg-type]
+    job = RecTrainingJob.model_validate(document(uid=None))
     body = body_of(job, "team")
     assert body["kind"] == "RecTrainingJob"
     assert body["spec"]["training"] == {"checkpoint": {"uri": "s3://bucket/checkpoints"}}
@@ -82,3 +86,33 @@ def test_a_kubeconfig_that_is_none_is_named(content: bytes | None, tmp_path: Pat
         config.write_bytes(content)
     with pytest.raises(ClusterUnreachableError, match=f"^kubeconfig {config}: "):
         Client(kubeconfig=str(config))
+
+
+def types_in(model: type[BaseModel]) -> Iterator[type]:
+    """Yield the types of a model's fields: models, and enumerations."""
+    waiting: list[Any] = [field.annotation for field in model.model_fields.values()]
+    while waiting:
+        found = waiting.pop()
+        waiting += get_args(found)
+        if isinstance(found, type) and issubclass(found, BaseModel | Enum):
+            yield found
+            if issubclass(found, BaseModel):
+                yield from types_in(found)
+
+
+def test_every_type_of_a_job_can_be_had_from_one_place() -> None:
+    assert {found.__name__ for found in types_in(RecTrainingJob)} <= set(api.__all__)
+
+
+def test_the_guides_job_that_is_built_in_python_is_the_same_as_a_file(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
+    (block,) = [text for text in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "RecTrainingJob(" in text]
+    names: dict[str, Any] = {}
+    exec(block, names)
+    file = tmp_path / "job.yaml"
+    file.write_text(names["job"].to_yaml())
+    assert RecTrainingJob.from_yaml(file) == names["job"]
+    assert body_of(names["job"], "team")["spec"]["workers"] == {
+        "replicas": 2,
+        "resources": {"limits": {"memory": "8Gi"}},
+    }

@@ -1,6 +1,6 @@
 """`rectrain describe`: everything about one job, for people."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
@@ -8,7 +8,10 @@ import click
 from rectrain.api.job import RecTrainingJob
 from rectrain.api.status import State
 from rectrain.cli.cluster import JOB_NAME, NONE, age, aligned, client_of, cluster_options
+from rectrain.cli.errors import print_error
 from rectrain.cli.wait import results_of, summary_of
+
+Raw = dict[str, Any]
 
 
 @click.command(epilog="\b\nExample:\n  rectrain describe amazon-cds")
@@ -18,11 +21,22 @@ def describe(name: str, namespace: str | None, context: str | None, kubeconfig: 
     """Show a job's state, conditions, progress, results, workers and events."""
     client = client_of(namespace, context, kubeconfig)
     job = client.get(name)
-    for line in description(job, client.pods(name), client.events(name)):
+    for line in description(job, _if_permitted(client.pods, name), _if_permitted(client.events, name)):
         click.echo(line)
 
 
-def description(job: RecTrainingJob, pods: list[dict[str, Any]], events: list[dict[str, Any]]) -> Iterator[str]:
+def _if_permitted(listed: Callable[[str], list[Raw]], name: str) -> list[Raw]:
+    """Return what belongs to a job; nothing, and say so, to a user who may see the job alone."""
+    from rectrain.sdk import NotPermittedError
+
+    try:
+        return listed(name)
+    except NotPermittedError as error:
+        print_error(str(error))
+        return []
+
+
+def description(job: RecTrainingJob, pods: list[Raw], events: list[Raw]) -> Iterator[str]:
     """Yield the lines about a job.
 
     Args:

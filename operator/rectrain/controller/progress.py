@@ -83,7 +83,7 @@ class ProgressReader:
         result, progress = "ok", None
         try:
             async with session.get(f"http://{host}:{self._port}/progress", allow_redirects=False) as response:
-                body = await response.content.read(_MAX_BYTES)
+                body = await _read_all(response.content)
             if response.status == 200:
                 progress = Progress.model_validate_json(body)
             else:  # the worker has begun, and not yet trained
@@ -96,3 +96,11 @@ class ProgressReader:
             _LOG.debug("%s: progress: %s", pod.name, error, extra={"job": str(key)})
         PROGRESS_READS.labels(result=result).inc()
         return progress
+
+
+async def _read_all(content: aiohttp.StreamReader) -> bytes:
+    """Return all that comes, or the beginning of what is too much to be progress."""
+    body = b""
+    while len(body) < _MAX_BYTES and (piece := await content.read(_MAX_BYTES)):
+        body += piece
+    return body
