@@ -89,8 +89,13 @@ class Place:
 
     # Users
 
-    def apply(self, name: str, *, template: dict[str, Any] | None = None, **run_policy: Any) -> None:
-        body = {
+    def apply(self, name: str, *, workers: dict[str, Any] | None = None, **run_policy: Any) -> None:
+        self.objects.create_namespaced_custom_object(
+            *GROUPS["rectrainingjobs"], self.namespace, "rectrainingjobs", self.job(name, workers or {}, run_policy)
+        )
+
+    def job(self, name: str, workers: dict[str, Any], run_policy: dict[str, Any]) -> dict[str, Any]:
+        return {
             "apiVersion": "rectrain.io/v1alpha1",
             "kind": "RecTrainingJob",
             "metadata": {"name": name},
@@ -104,13 +109,10 @@ class Place:
                 "data": {"train": {"uri": "s3://bucket/train"}},
                 "output": {"uri": "s3://bucket/out"},
                 "training": {"checkpoint": {"uri": "s3://bucket/checkpoints"}},
-                "workers": {} if template is None else {"template": template},
+                "workers": workers,
                 "runPolicy": run_policy,
             },
         }
-        self.objects.create_namespaced_custom_object(
-            *GROUPS["rectrainingjobs"], self.namespace, "rectrainingjobs", body
-        )
 
     def change(self, name: str, **run_policy: Any) -> None:
         body = {"spec": {"runPolicy": run_policy}}

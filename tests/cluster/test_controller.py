@@ -188,7 +188,7 @@ def test_anothers_child_is_left_alone(place: Place) -> None:
 
 def test_a_template_that_the_api_server_refuses_fails_the_job(place: Place) -> None:
     place.started()
-    place.apply("clicks", template={"spec": {"nodeSelector": {"a": "b"}, "tolerations": [{"key": 5}]}})
+    place.apply("clicks", workers={"template": {"spec": {"nodeSelector": {"a": "b"}, "tolerations": [{"key": 5}]}}})
     said = place.wait_for("clicks", "Failed", "True", "InvalidPodTemplate")
     assert "tolerations" in said
 

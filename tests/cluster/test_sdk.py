@@ -233,6 +233,21 @@ def test_wait_tells_failure_time_out_and_deletion_apart(cluster: Cluster, job: R
         client.wait("small", on_progress=lambda _: client.delete("small"))
 
 
+def test_a_pod_that_is_removed_before_its_log_is_read(
+    cluster: Cluster, job: RecTrainingJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = cluster.client
+    client.submit(job)
+    labels = {"training.kubeflow.org/replica-type": "master", "training.kubeflow.org/replica-index": "0"}
+    metadata = {"name": "small-master-0", "namespace": cluster.namespace, "uid": "removed", "labels": labels}
+    started = {"containerStatuses": [{"name": "pytorch", "state": {"running": {}}}]}
+    monkeypatch.setattr(Client, "pods", lambda *_, **__: [{"metadata": metadata, "status": started}])
+    with pytest.raises(ClusterError, match="pod small-master-0: was removed just now"):
+        list(client.logs("small"))
+    cluster.tell("small", conditions=[condition("Succeeded")])
+    assert list(client.logs("small", follow=True)) == []
+
+
 def test_the_asyncio_client_does_the_same(cluster: Cluster, job: RecTrainingJob) -> None:
     async def use() -> list[Any]:
         client = AsyncClient(cluster.namespace, kubeconfig=str(cluster.api.kubeconfig))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rectrain.api.job import KIND
 from rectrain.api.pod_template import CONTAINER, REPLICA_INDEX_LABEL, REPLICA_TYPE_LABEL
 from rectrain.sdk.connection import translated
-from rectrain.sdk.errors import ClusterError
+from rectrain.sdk.errors import ClusterError, JobNotFoundError
 
 if TYPE_CHECKING:
     from rectrain.sdk.client import Client
@@ -25,7 +25,11 @@ def read_logs(
         pods = [pod for pod in client.pods(name, namespace=namespace) if _has_started(pod)]
         pod = choose_pod(pods, replica)
         if pod is not None and pod["metadata"]["uid"] not in read:
-            yield from _lines(client, pod, follow=follow, tail=tail)
+            try:
+                yield from _lines(client, pod, follow=follow, tail=tail)
+            except JobNotFoundError:  # it is the pod that is not there any more; the next attempt has another
+                if not follow:
+                    raise ClusterError(f"pod {pod['metadata']['name']}: was removed just now") from None
             read.add(pod["metadata"]["uid"])
             tail = None  # later pods are new from their first line
         elif pod is None and not read and (ended or not follow):
