@@ -27,6 +27,7 @@ from bundles import (
 from fastapi.testclient import TestClient
 
 from rectrain.api import UserError
+from rectrain_jobs.retrieval.base import UnavailableError
 from rectrain_jobs.retrieval.faiss_store import FaissStore
 from rectrain_jobs.retrieval.publishing import publish
 from rectrain_jobs.serving.access import Access, BodyLimit
@@ -341,6 +342,18 @@ def test_a_body_that_is_no_request_is_told_so(content, message, mind, serve):
 def test_a_wrong_bundle_is_told_what_is_wrong(content, status, message, mind, serve):
     answer = serve(mind).post("/rec/reload", content=content, headers={"Content-Type": "application/json"})
     assert answer.status_code == status and message in answer.json()["detail"], answer.text
+
+
+def test_an_index_whose_server_does_not_answer_is_no_mistake_of_the_caller_s(mind, serve, monkeypatch):
+    client = serve(mind)
+
+    def search(*_):
+        raise UnavailableError("items_v000001_a: deadline exceeded")
+
+    monkeypatch.setattr(client.service.current.index, "search", search)
+    refused = client.post("/rec/recall", json={"hist_item": [[1]]})
+    assert refused.status_code == 503 and refused.headers["retry-after"] == "5"
+    assert refused.json()["detail"] == "the index does not answer: items_v000001_a: deadline exceeded"
 
 
 def test_a_defect_is_answered_and_counted(mind, serve, monkeypatch):

@@ -31,6 +31,10 @@ class DamagedError(UserError):
     """What describes a version, or says which is served, cannot be read."""
 
 
+class UnavailableError(UserError):
+    """What holds the index does not answer, or not in time."""
+
+
 class IndexVersion(ApiModel):
     """One version of an index: what it holds and which model made it."""
 
@@ -84,6 +88,9 @@ class ItemIndex(Protocol):
             vectors: float32 [queries, dim].
             k: Number of items.
             allowed: bool, by item id: only these items are found; ids beyond its end are not. None for all.
+
+        Raises:
+            UnavailableError: Another process is to search, and does not answer.
         """
         ...
 

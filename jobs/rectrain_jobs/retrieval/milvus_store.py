@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import grpc
 import numpy as np
 from pydantic import ValidationError
 from pymilvus import DataType, MilvusClient, MilvusException
@@ -23,6 +24,7 @@ from rectrain_jobs.retrieval.base import (
     Ids,
     IndexVersion,
     Mask,
+    UnavailableError,
     Vectors,
     check_items,
     no_hits,
@@ -36,6 +38,8 @@ _EF = 256
 """Candidates of an HNSW search: more find more of the exact neighbours."""
 _SEARCHED = "Bounded"
 """Searches see what is there for five seconds: a strong one waits for the server's clock, 0.4 s instead of 3 ms."""
+_SEARCH_SECONDS = 5.0
+"""Time after which a search is given up: a request waits for it, and the client alone would try for a minute."""
 _ROWS_OF_A_REQUEST = 5_000
 TOKEN = "MILVUS_TOKEN"
 """Environment variable with the credentials, as token or user:password."""
@@ -54,7 +58,7 @@ class MilvusIndex:
 
     def count(self) -> int:
         """Return the exact number of items: counted, as the server's statistics lag behind."""
-        with _told(self._collection):
+        with _told(self._collection, UnavailableError):
             found = self._client.query(self._collection, output_fields=["count(*)"], consistency_level="Strong")
         return int(found[0]["count(*)"])
 
@@ -66,13 +70,14 @@ class MilvusIndex:
         # Written out: Milvus Lite knows no parameters of filters.
         wanted = {} if allowed is None else {"filter": f"id in {np.flatnonzero(allowed).tolist()}"}
         parameters = {"ef": max(_EF, k)} if self.version.algorithm == "HNSW" else {}
-        with _told(self._collection):
+        with _told(self._collection, UnavailableError):
             lists = self._client.search(
                 self._collection,
                 plain(vectors).tolist(),
                 anns_field="vector",
                 limit=k,
                 consistency_level=_SEARCHED,
+                timeout=_SEARCH_SECONDS,
                 search_params={"metric_type": "IP", "params": parameters},
                 **wanted,
             )
@@ -83,7 +88,7 @@ class MilvusIndex:
 
     def contains(self, ids: Ids) -> Mask:
         """Tell for each id whether the collection has the item."""
-        with _told(self._collection):
+        with _told(self._collection, UnavailableError):
             there = self._client.query(
                 self._collection, ids=np.unique(ids).tolist(), output_fields=["id"], consistency_level="Strong"
             )
@@ -258,9 +263,10 @@ def _rows(ids: Ids, vectors: Vectors) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _told(what: str, kind: type[UserError] = UserError) -> Iterator[None]:
     """Turn the client's errors into one line."""
     try:
         yield
-    except MilvusException as error:
-        raise UserError(f"{what}: {' '.join(str(error.message).split())[:300]}") from None
+    except (MilvusException, grpc.RpcError) as error:  # the client lets its transport's own through when time is up
+        message = error.message if isinstance(error, MilvusException) else error.details()
+        raise kind(f"{what}: {' '.join(str(message).split())[:300]}") from None

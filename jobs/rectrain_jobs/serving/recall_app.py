@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.routing import Route
 
 from rectrain.api.errors import UserError
+from rectrain_jobs.retrieval.base import UnavailableError
 from rectrain_jobs.serving import recall_api as api
 from rectrain_jobs.serving.access import Access, BodyLimit, Guard, Receive, Scope, Send, problem
 from rectrain_jobs.serving.recall_metrics import CountedRequests, RecallMetrics
@@ -244,7 +245,7 @@ _MEANINGS = {
     409: "Another change is going on, or bundle and index do not belong together.",
     413: "The body is too large.",
     422: "The request is wrong.",
-    503: "There is no index of the model yet.",
+    503: "There is no index of the model yet, or its server does not answer.",
 }
 
 
@@ -324,6 +325,10 @@ def _tell_problems(app: FastAPI) -> None:
     @app.exception_handler(NotReadyError)
     async def not_ready(_: Request, error: NotReadyError) -> Response:
         return answer(503, f"not ready: {error}", {"Retry-After": "5"})
+
+    @app.exception_handler(UnavailableError)
+    async def unavailable(_: Request, error: UnavailableError) -> Response:
+        return answer(503, f"the index does not answer: {error}", {"Retry-After": "5"})
 
     @app.exception_handler(BusyError)
     async def busy(_: Request, error: BusyError) -> Response:
