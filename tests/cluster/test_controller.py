@@ -193,6 +193,31 @@ def test_a_template_that_the_api_server_refuses_fails_the_job(place: Place) -> N
     assert "tolerations" in said
 
 
+def test_a_misspelt_field_of_a_template_fails_the_job(place: Place) -> None:
+    place.started()
+    place.apply("clicks", template={"spec": {"nodeSelektor": {"a": "b"}}})
+    assert "nodeSelektor" in place.wait_for("clicks", "Failed", "True", "InvalidPodTemplate")
+
+
+def test_pods_that_cannot_be_created_are_told_in_the_words_of_the_event(place: Place) -> None:
+    place.started()
+    place.apply("clicks")
+    child = place.wait_for_child("clicks")
+    about = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "name": "clicks", "namespace": place.namespace}
+    event = {
+        "metadata": {"name": "clicks.refused"},
+        "involvedObject": {**about, "uid": child["metadata"]["uid"]},
+        "type": "Warning",
+        "reason": "FailedCreatePod",
+        "message": 'Error creating: pods "clicks-master-0" is forbidden: exceeded quota: gpus',
+        "lastTimestamp": "2026-03-01T12:00:00Z",
+    }
+    place.core.create_namespaced_event(place.namespace, event)
+    assert "exceeded quota: gpus" in place.wait_for("clicks", "Running", "False", "PodsRefused", 60)
+    place.run_pod("clicks", "10.0.0.1")
+    place.wait_for("clicks", "Running", "False", "Pending")
+
+
 def test_a_missing_pytorchjob_type_is_said_and_waited_for(tmp_path: Path) -> None:
     (tmp_path / "server").mkdir()
     with servers.running(tmp_path / "server") as plane:

@@ -49,8 +49,8 @@ def test_options_go_before_the_job() -> None:
     [
         (
             ["--set", "data.source="],
-            "spec.data.train.uri: must be s3://... or a path below a volume that workers.template mounts: pods read it "
-            '(got "shards/train")',
+            f"{AMAZON_CDS}: spec.data.train.uri: must be s3://... or a path below a volume that workers.template "
+            'mounts: pods read it (got "shards/train")',
         ),
         ([], "spec.output.uri: is required on Kubernetes: s3://... for checkpoints, metrics and the model bundle"),
         (["--set", "output.uri=/out"], "spec.output.uri: must be s3://..."),

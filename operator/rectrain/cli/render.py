@@ -2,10 +2,9 @@
 
 import click
 
-from rectrain.api import UserError
 from rectrain.api.yaml_text import dump_yaml
-from rectrain.cli.job_files import JOB_FILE, read_job
-from rectrain.manifests import Settings, config_map, conversion_job, memory_problem, pytorch_job
+from rectrain.cli.job_files import JOB_FILE, check_for_pods, read_job
+from rectrain.manifests import Settings, config_map, conversion_job, pytorch_job
 
 _EPILOG = """\b
 Examples:
@@ -29,9 +28,8 @@ def render(job_file: str, overrides: tuple[str, ...], namespace: str | None, ima
     """
     more = (("metadata.namespace", namespace), ("workers.image", image))
     job = read_job(job_file, [*overrides, *(f"{path}={_quoted(value)}" for path, value in more if value is not None)])
-    if (problem := memory_problem(job)) is not None:
-        raise UserError(f"{job_file}: {problem}")
     settings = Settings()
+    check_for_pods(job, job_file, settings)
     objects = [config_map(job, settings)]
     if job.spec.data.source is not None:
         objects.append(conversion_job(job, settings))

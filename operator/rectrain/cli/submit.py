@@ -2,9 +2,9 @@
 
 import click
 
-from rectrain.api import UserError
 from rectrain.cli.cluster import client_of, cluster_options, object_name
-from rectrain.cli.job_files import JOB_FILE, read_job
+from rectrain.cli.job_files import JOB_FILE, check_for_pods, read_job
+from rectrain.manifests import Settings
 
 _EPILOG = """\b
 Examples:
@@ -36,13 +36,8 @@ def submit(
     What it refers to is checked first: files that pods cannot reach are refused.
     """
     job = read_job(job_file, overrides)
-    from rectrain.manifests import Settings, memory_problem, pytorch_job
-
     # The operator may have an output folder for jobs that name none. Where it has not, the job's condition says so.
-    settings = Settings(output_uri=None if job.spec.output.uri else "s3://of-the-operator")
-    pytorch_job(job, settings, attempt=0, suspended=False)
-    if (problem := memory_problem(job)) is not None:
-        raise UserError(f"{job_file}: {problem}")
+    check_for_pods(job, job_file, Settings(output_uri=None if job.spec.output.uri else "s3://of-the-operator"))
     client = client_of(namespace, context, kubeconfig)
     created = client.submit(job, namespace=namespace, dry_run=dry_run)
     name = created.metadata.name
