@@ -145,3 +145,50 @@ def test_evaluate_refuses_in_one_line(job, arguments, message):
     out, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 2 and not out
     assert err.count("\n") == 1 and err.startswith("error: ") and message in err
+
+
+INTERESTS = {
+    "MIND": {"type": "MIND", "mind": {"embeddingDim": 16, "interests": 2, "negatives": {"count": 20}}},
+    "TwoTower": {"type": "TwoTower", "twoTower": {"embeddingDim": 16, "hiddenDims": [], "temperature": 0.1}},
+}
+
+
+@pytest.mark.parametrize("model", INTERESTS)
+def test_a_model_of_histories_learns_from_comirec_s_files_and_finds_items_for_new_users(model, tmp_path):
+    rng = np.random.default_rng(0)
+    liked = [rng.permutation(10)[:8] + 10 * rng.integers(6) + 1 for _ in range(240)]  # ids from 1, as 0 is its padding
+    lines = [f"{user},{item},{time}\n" for user, items in enumerate(liked[:200]) for time, item in enumerate(items)]
+    (tmp_path / "train.txt").write_text("".join(lines))
+    with (tmp_path / "valid.txt").open("w") as file:
+        for user, items in enumerate(liked[200:], 200):
+            known, later = (" ".join(f"{key}:{item}" for item in part) for key, part in split(items))
+            file.write(f"user_id:{user} {known} {later}\n")
+    spec = {
+        "model": INTERESTS[model],
+        "features": [
+            {"name": "user_id", "kind": "Categorical", "side": "None", "cardinality": 240},
+            {"name": "item_id", "kind": "Categorical", "side": "Item", "cardinality": 61},
+            {"name": "history", "kind": "Sequence", "side": "User", "of": "item_id", "maxLength": 8},
+        ],
+        "data": {
+            "source": {"format": "ComiRec", "uri": "train.txt", "validationUri": "valid.txt"},
+            "train": {"uri": "shards/train"},
+            "validation": {"uri": "shards/validation"},
+        },
+        "training": {
+            "batchSize": 64,
+            "epochs": 6,
+            "optimizers": {"embedding": {"type": "RowWiseAdagrad", "learningRate": 0.1}},
+        },
+        "evaluation": {"metrics": ["recall_comirec@10", "ndcg_comirec@10", "hit_rate@10"], "maskTrainItems": False},
+        "tracking": {"mlflow": {"enabled": False}},
+    }
+    content = {"apiVersion": "rectrain.io/v1alpha1", "kind": "RecTrainingJob", "metadata": {"name": "small"}}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(content | {"spec": spec}))
+    succeed("run", tmp_path / "job.yaml", "--output", tmp_path / "out")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["recall_comirec@10"] > 0.6, f"chance finds 10 of 60: {metrics}"
+
+
+def split(items):
+    return ("hist_item", items[:5]), ("eval_item", items[5:])

@@ -140,6 +140,23 @@ def test_a_process_needs_no_torch_and_ends_by_itself(bundle, tmp_path):
         assert process.stderr.read() == ""
 
 
+def test_what_has_come_is_answered_before_a_process_ends(bundle):
+    body = json.dumps({"top_k": 3, "hist_item": [[3]]}).encode()
+    head = "POST /rec/recall HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n"
+    with running("--bundle", bundle) as (port, process):
+        wait_until(lambda: is_served(port), process)
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+            connection.sendall(head.encode() + body[:9])
+            assert is_served(port), "by now it has read what came before"
+            process.send_signal(signal.SIGTERM)
+            wait_until(lambda: not is_served(port), process)
+            connection.sendall(body[9:])
+            answer = connection.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 200") and b'"sources":["model"]' in answer
+        assert process.wait(timeout=60) in (0, -signal.SIGTERM)
+
+
 def test_tokens_come_from_the_environment_and_are_said_nowhere(bundle):
     secret, admin = "s" * 20, "r" * 20
     tokens = {"RECTRAIN_RECALL_TOKEN": secret, "RECTRAIN_RECALL_ADMIN_TOKEN": admin}
