@@ -274,6 +274,37 @@ def test_recall_values_are_options_that_the_service_has(values: dict[str, str], 
     serve.commands["recall"].make_context("recall", container["args"][1:])  # raises on an option or value that is none
 
 
+def test_recall_takes_values_that_yaml_would_read_otherwise(tmp_path: Path) -> None:
+    recall: dict[str, Any] = {
+        "enabled": True,
+        "bundle": "s3://models/mind #1/bundle",
+        "index": "/indexes/a: b",
+        "collection": "_1",
+        "items": 's3://models/"new" items.parquet',
+        "storage": {"region": "yes # no"},
+        "serviceAccountName": "10",
+        "priorityClassName": "1e3",
+        "tokenSecret": "7",
+        "adminTokenSecret": "0x8",
+    }
+    values = tmp_path / "values.json"
+    values.write_text(json.dumps({"recall": recall}))
+    rendered = helm("template", "rectrain", CHART, "--namespace=2026", "--kube-version=1.34.0", f"--values={values}")
+    assert rendered.returncode == 0, rendered.stderr
+    objects = [each for each in yaml.safe_load_all(rendered.stdout) if each]
+    deployment = one(objects, "Deployment", "rectrain-recall")
+    pod = deployment["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    told = dict(argument[2:].split("=", 1) for argument in container["args"][1:])
+    assert {name: told[name] for name in ("bundle", "index", "collection", "items", "region")} == {
+        **{name: recall[name] for name in ("bundle", "index", "collection", "items")},
+        "region": recall["storage"]["region"],
+    }
+    secrets = [each["valueFrom"]["secretKeyRef"]["name"] for each in container["env"]]
+    assert [pod["serviceAccountName"], pod["priorityClassName"], *secrets] == ["10", "1e3", "7", "0x8"]
+    assert {each["metadata"].get("namespace", "2026") for each in objects} == {"2026"}
+
+
 def test_recall_is_selected_apart_and_takes_tokens_from_secrets() -> None:
     values = {
         "recall.tokenSecret": "callers",

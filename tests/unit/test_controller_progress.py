@@ -69,6 +69,14 @@ def test_progress_of_every_running_job_is_read_and_its_job_looked_at() -> None:
     assert {progress.step for progress in reader.latest.values()} == {3}
 
 
+def test_the_largest_counts_that_the_api_server_stores_are_taken() -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response({**PROGRESS, "step": -(2**63), "totalSteps": 2**63 - 1})
+
+    reader, _ = asyncio.run(read(answer, store_with(1)))
+    assert [(p.step, p.total_steps) for p in reader.latest.values()] == [(-(2**63), 2**63 - 1)]
+
+
 def test_an_answer_may_come_in_pieces() -> None:
     text = json.dumps(PROGRESS).encode()
 
@@ -113,6 +121,12 @@ ANSWERS: dict[str, tuple[dict[str, Any], str]] = {
     "no JSON": ({"text": "hello"}, "malformed"),
     "another form": ({"text": '{"step": "many"}'}, "malformed"),
     "no number": ({"text": json.dumps({**PROGRESS, "loss": float("nan")})}, "malformed"),
+    "a count beyond 64 bits": ({"text": json.dumps({**PROGRESS, "totalSteps": 2**63})}, "malformed"),
+    "a time beyond 64 bits": (
+        {"text": json.dumps({**PROGRESS, "estimatedRemainingSeconds": -(2**63) - 1})},
+        "malformed",
+    ),
+    "a time without a zone": ({"text": json.dumps({**PROGRESS, "lastUpdateTime": "2026-03-01T12:00:00"})}, "malformed"),
     "no end": ({"text": " " * 10_000_000}, "malformed"),
     "a packed text": ({"body": BOMB, "headers": {"Content-Encoding": "gzip"}}, "malformed"),
     "another place": ({"status": 302, "headers": {"Location": "http://127.0.0.1:1/"}}, "not_ready"),

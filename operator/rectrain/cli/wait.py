@@ -1,5 +1,6 @@
 """`rectrain wait`: a job's progress until it has ended."""
 
+import os
 import re
 import sys
 from typing import TYPE_CHECKING, Any
@@ -128,7 +129,7 @@ class _Display:
         """Show how far the job is."""
         line = summary_of(job)
         if self._live:
-            click.echo(f"\r\x1b[K{line}", err=True, nl=False)
+            click.echo(f"\r\x1b[K{_fitted(line)}", err=True, nl=False)
             self._told = line
             return
         progress = job.status.progress if job.status is not None else None
@@ -136,3 +137,10 @@ class _Display:
         if (job.state, tenth) != self._told:
             self._told = (job.state, tenth)
             click.echo(line, err=True)
+
+
+def _fitted(line: str) -> str:
+    """Return what of a line fits in one of the terminal, without what moves its cursor: only so is it replaced."""
+    shown = "".join(character if character.isprintable() else " " for character in line)
+    columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    return shown if not 0 < columns <= len(shown) else f"{shown[: columns - 4]}..."

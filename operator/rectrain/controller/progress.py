@@ -3,9 +3,10 @@
 import asyncio
 import logging
 from collections.abc import Iterator
+from typing import Annotated
 
 import aiohttp
-from pydantic import ValidationError
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from rectrain.api.pod_template import PROGRESS_PORT
 from rectrain.api.status import Progress
@@ -18,6 +19,21 @@ _LOG = logging.getLogger(__name__)
 _CONCURRENCY = 16
 _TIMEOUT = aiohttp.ClientTimeout(total=3)
 _MAX_BYTES = 64 * 1024
+_INT64 = range(-(2**63), 2**63)
+
+
+def _storable(progress: Progress) -> Progress:
+    """Refuse what the API server would refuse, and with it the whole status, to the end of the job."""
+    large = [name for name, value in progress if isinstance(value, int) and value not in _INT64]
+    if large:
+        raise ValueError(f"{', '.join(large)}: beyond 64 bits")
+    if progress.last_update_time.tzinfo is None:
+        raise ValueError("last_update_time: has no zone")
+    return progress
+
+
+_TOLD = TypeAdapter[Progress](Annotated[Progress, AfterValidator(_storable)])
+"""Progress as a worker may tell it."""
 
 
 class ProgressReader:
@@ -85,7 +101,7 @@ class ProgressReader:
             async with session.get(f"http://{host}:{self._port}/progress", allow_redirects=False) as response:
                 body = await _read_all(response.content)
             if response.status == 200:
-                progress = Progress.model_validate_json(body)
+                progress = _TOLD.validate_json(body)
             else:  # the worker has begun, and not yet trained
                 result = "not_ready"
         except ValidationError as error:
