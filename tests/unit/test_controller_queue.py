@@ -94,3 +94,31 @@ def test_workers_that_wait_end_when_it_is_stopped() -> None:
         return await asyncio.gather(*waiting)
 
     assert run(program) == [None, None, None]
+
+
+def test_events_go_before_looks_that_are_due_and_do_not_keep_them_waiting_for_ever() -> None:
+    async def program(queue: WorkQueue[str]) -> list[Item[str]]:
+        now = asyncio.get_running_loop().time()
+        for look in ("look 0", "look 1", "look 2"):
+            queue.add_at(look, now)
+        for event in range(10):
+            queue.add(f"event {event}")
+        taken = [await take(queue)]  # the times are noticed first, as they are in a controller that is busy
+        queue.add("look 2")  # something happened to it meanwhile
+        return taken + [await take(queue) for _ in range(12)]
+
+    taken = run(program)
+    assert isinstance(taken, list)
+    first = [(f"event {n}", False) for n in range(8)]
+    then = [("event 8", False), ("event 9", False), ("look 2", True)]
+    assert taken == [*first, ("look 0", True), *then, ("look 1", True)]
+
+
+def test_a_key_comes_once_for_an_event_and_a_look() -> None:
+    async def program(queue: WorkQueue[str]) -> None:
+        queue.add("a")
+        queue.add_at("a", asyncio.get_running_loop().time())
+        assert await take(queue) == ("a", True)
+        assert len(queue) == 0
+
+    run(program)

@@ -13,6 +13,10 @@ _FIRST_DELAY, _MAX_DELAY = 0.05, 60.0
 """Seconds between attempts after errors: the first, doubling, and the longest."""
 
 
+_EVENTS_IN_A_ROW = 8
+"""Keys with events that go before one whose time has come."""
+
+
 class Item(NamedTuple, Generic[K]):
     """A key whose turn it is.
 
@@ -28,13 +32,17 @@ class Item(NamedTuple, Generic[K]):
 class WorkQueue(Generic[K]):
     """A deduplicating, delayed, rate-limited queue for asyncio; the semantics are those of client-go's workqueue.
 
-    A key that is added while a worker has it comes again when the worker is done with it.
+    A key that is added while a worker has it comes again when the worker is done with it. Keys with events go before
+    those that are looked at because their time has come: after many jobs were created at once their looks come at once
+    too, and what happens meanwhile should not wait for them.
     """
 
     def __init__(self) -> None:
         """Begin empty."""
-        self._ready: deque[K] = deque()
-        self._queued: set[K] = set()
+        self._told: deque[K] = deque()
+        self._looks: deque[K] = deque()
+        self._in_a_row = 0
+        self._queued: dict[K, deque[K]] = {}
         self._working: set[K] = set()
         self._again: set[K] = set()
         self._due: set[K] = set()
@@ -53,10 +61,8 @@ class WorkQueue(Generic[K]):
         """Have a key looked at."""
         if key in self._working:
             self._again.add(key)
-        elif key not in self._queued:
-            self._queued.add(key)
-            self._ready.append(key)
-            self._wake.set()
+        elif self._queued.get(key) is not self._told:
+            self._put(key, self._told)
 
     def add_at(self, key: K, when: float) -> None:
         """Have a key looked at later; the earliest of several times counts.
@@ -91,13 +97,12 @@ class WorkQueue(Generic[K]):
         """Return the next key, with which `done` has to be called afterwards; None once the queue is stopped."""
         while not self._stopped:
             self._take_due()
-            if self._ready:
-                key = self._ready.popleft()
-                self._queued.discard(key)
+            if self._queued:
+                key = self._next()
                 self._working.add(key)
                 is_due = key in self._due
                 self._due.discard(key)
-                if self._ready:
+                if self._queued:
                     self._wake.set()  # for the next worker
                 return Item(key, is_due)
             self._wake.clear()
@@ -130,4 +135,24 @@ class WorkQueue(Generic[K]):
             if self._when.get(key) == when:  # else it was given an earlier time
                 del self._when[key]
                 self._due.add(key)
-                self.add(key)
+                if key in self._working:
+                    self._again.add(key)
+                elif key not in self._queued:
+                    self._put(key, self._looks)
+
+    def _put(self, key: K, line: deque[K]) -> None:
+        """Have a key wait in a line; where it waited in the other one, it is passed over there."""
+        self._queued[key] = line
+        line.append(key)
+        self._wake.set()
+
+    def _next(self) -> K:
+        """Take the key whose turn it is."""
+        while True:
+            looks = bool(self._looks) and (not self._told or self._in_a_row >= _EVENTS_IN_A_ROW)
+            line = self._looks if looks else self._told
+            key = line.popleft()
+            if self._queued.get(key) is line:
+                self._in_a_row = 0 if looks else self._in_a_row + 1
+                del self._queued[key]
+                return key
