@@ -219,6 +219,21 @@ def test_pods_that_cannot_be_created_are_told_in_the_words_of_the_event(place: P
     place.wait_for("clicks", "Running", "False", "Pending")
 
 
+def test_a_config_map_that_was_deleted_before_the_pods_began_is_made_again(place: Place) -> None:
+    def config_maps() -> set[str]:
+        return {each.metadata.name for each in place.core.list_namespaced_config_map(place.namespace).items}
+
+    place.started()
+    place.apply("clicks")
+    place.wait_for_child("clicks")
+    made = config_maps()
+    for name in made:
+        place.core.delete_namespaced_config_map(name, place.namespace)
+    place.create_pod("clicks")
+    assert made and not config_maps()
+    wait_until("the ConfigMap", lambda: config_maps() == made, 90)
+
+
 def test_a_missing_pytorchjob_type_is_said_and_waited_for(tmp_path: Path) -> None:
     (tmp_path / "server").mkdir()
     with servers.running(tmp_path / "server") as plane:

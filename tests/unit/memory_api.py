@@ -278,7 +278,10 @@ class TrainingOperator:
             self._set(key, "Running")
 
     def start(self, key: Key) -> None:
-        """Have the kubelet start the pods of a PyTorchJob."""
+        """Have the kubelet start the pods of a PyTorchJob, if what they mount is there."""
+        child = self._api.objects.get((Kind.CHILD, key))
+        if child is None or not all(Key(key.namespace, name) in self._config_maps() for name in mounted_by(child)):
+            return
         for pod in self._api.pods(key):
             if pod["status"]["phase"] == "Pending" and "deletionTimestamp" not in pod["metadata"]:
                 self._api.change(Kind.POD, key_of(pod), status={"phase": "Running", "podIP": "10.0.0.1"})
@@ -305,11 +308,21 @@ class TrainingOperator:
         conditions = [{"type": type_, "status": "True", "message": f"it is {type_}"}]
         self._api.change(Kind.CONVERSION, key, status={"conditions": conditions})
 
+    def _config_maps(self) -> set[Key]:
+        return {key for kind, key in self._api.objects if kind is Kind.CONFIG_MAP}
+
     def _set(self, key: Key, type_: str) -> None:
         if (Kind.CHILD, key) in self._api.objects and not self.has_ended(key):
             conditions = [{"type": "Created", "status": "True"}, {"type": type_, "status": "True"}]
             if self._api.objects[Kind.CHILD, key].get("status", {}).get("conditions") != conditions:
                 self._api.change(Kind.CHILD, key, status={"conditions": conditions})
+
+
+def mounted_by(child: Raw) -> set[str]:
+    """Return the names of the ConfigMaps that the pods of a PyTorchJob mount."""
+    replicas = child["spec"].get("pytorchReplicaSpecs", {}).values()
+    volumes = [volume for each in replicas for volume in each["template"]["spec"]["volumes"]]
+    return {volume["configMap"]["name"] for volume in volumes if "configMap" in volume}
 
 
 def _pod(key: Key, name: str, role: tuple[str, int], child: Raw) -> dict[str, Any]:

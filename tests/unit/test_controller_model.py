@@ -9,7 +9,7 @@ from controller_objects import KEY, SOURCE, T0, document
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from memory_api import Fault, MemoryApi, TrainingOperator
+from memory_api import Fault, MemoryApi, TrainingOperator, mounted_by
 
 from rectrain.api import validate_job
 from rectrain.controller.errors import ApiError
@@ -129,6 +129,7 @@ class ControllerModel(RuleBasedStateMachine):
         what=st.sampled_from(
             [
                 *("delete child", "orphan", "foreign", "free", "uninstall", "install", "restart"),
+                "delete config map",
                 *("foreign conversion", "unlabel conversion", "free conversion"),
             ]
         ),
@@ -142,6 +143,8 @@ class ControllerModel(RuleBasedStateMachine):
             metadata = {"namespace": key.namespace, "name": key.name, "labels": {"foreign": "yes"}}
             metadata |= {"ownerReferences": [FOREIGN]} if what == "foreign" else {}
             self.api.put(Kind.CHILD, {"metadata": metadata, "spec": {"runPolicy": {"suspend": True}}})
+        if what == "delete config map" and child is not None:
+            self.delete_config_maps(key, child)
         if what == "free":
             self.free_the_name(key)
         if what.endswith(" conversion"):
@@ -150,6 +153,15 @@ class ControllerModel(RuleBasedStateMachine):
             self.api.missing = {Kind.CHILD} if what == "uninstall" else set()
         if what == "restart":
             self.controllers[side].restart()
+
+    def delete_config_maps(self, key: Key, child: Raw) -> None:
+        """Delete what the pods of a PyTorchJob mount; what a conversion mounts too stays."""
+        conversions = {
+            conversion_of(raw).config_map for (kind, _), raw in self.api.objects.items() if kind is Kind.CONVERSION
+        }
+        for name in mounted_by(child) - conversions:
+            if (Kind.CONFIG_MAP, Key(key.namespace, name)) in self.api.objects:
+                self.api.remove(Kind.CONFIG_MAP, Key(key.namespace, name), foreground=False)
 
     def meddle_with_conversion(self, what: str) -> None:
         """Put a Job of another's in the place of the conversion, take the label from it, or free its name."""
@@ -374,4 +386,14 @@ def test_a_job_goes_on_after_its_childs_type_was_not_served_for_a_while() -> Non
     model.meddle(KEY, 0, "uninstall", foreground=False)
     model.all_is_well(set(KEYS), 1)
     model.all_is_well(set(), None)
+    model.teardown()
+
+
+def test_a_job_begins_though_its_config_map_was_deleted_before_its_pods_were_there() -> None:
+    queued = {"queue": True, "source": False}
+    model = ControllerModel()
+    model.begin((queued, queued))
+    model.work(0, set(), [])
+    model.meddle(KEY, 0, "delete config map", foreground=False)
+    assert Kind.CONFIG_MAP not in {kind for kind, key in model.api.objects if key.name.startswith(KEY.name)}
     model.teardown()
