@@ -188,6 +188,11 @@ class Place:
 
     def run_pod(self, name: str, address: str) -> None:
         """Have the training operator create the master pod, and the kubelet run it."""
+        self.create_pod(name)
+        self._set_pod(name, {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]})
+
+    def create_pod(self, name: str) -> None:
+        """Have the training operator create the master pod."""
         child = self.child(name)
         assert child is not None
         owner = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "name": name, "uid": child["metadata"]["uid"]}
@@ -201,7 +206,6 @@ class Place:
             "spec": {"containers": [{"name": "pytorch", "image": "none"}]},
         }
         self.core.create_namespaced_pod(self.namespace, pod)
-        self._set_pod(name, {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]})
 
     def end_pod(self, name: str, exit_code: int, message: str = "", reason: str = "Completed") -> None:
         ended = {"exitCode": exit_code, "message": message, "reason": reason, "finishedAt": "2026-03-01T12:00:00Z"}

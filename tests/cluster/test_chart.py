@@ -151,7 +151,7 @@ def test_the_controller_has_the_rights_that_it_uses_and_no_others() -> None:
         "pytorchjobs": "get list watch create delete",
         "jobs": "get list watch create patch delete",
         "pods": "list watch",
-        "configmaps": "create patch",
+        "configmaps": "get create patch",
         "events": "create list",
     }
 

@@ -4,11 +4,12 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import yaml
 from controller_runs import JOB_TYPE, Place
 from harness import api_server as servers
 from harness.api_server import ApiServer, served
@@ -218,6 +219,21 @@ def test_pods_that_cannot_be_created_are_told_in_the_words_of_the_event(place: P
     place.wait_for("clicks", "Running", "False", "Pending")
 
 
+def test_a_config_map_that_was_deleted_before_the_pods_began_is_made_again(place: Place) -> None:
+    def config_maps() -> set[str]:
+        return {each.metadata.name for each in place.core.list_namespaced_config_map(place.namespace).items}
+
+    place.started()
+    place.apply("clicks")
+    place.wait_for_child("clicks")
+    made = config_maps()
+    for name in made:
+        place.core.delete_namespaced_config_map(name, place.namespace)
+    place.create_pod("clicks")
+    assert made and not config_maps()
+    wait_until("the ConfigMap", lambda: config_maps() == made, 90)
+
+
 def test_a_missing_pytorchjob_type_is_said_and_waited_for(tmp_path: Path) -> None:
     (tmp_path / "server").mkdir()
     with servers.running(tmp_path / "server") as plane:
@@ -236,6 +252,72 @@ def test_a_missing_pytorchjob_type_is_said_and_waited_for(tmp_path: Path) -> Non
             # The API server may end the storage that a watch of a new type began on, and tell the watch nothing of it.
             # kopf begins a watch anew that has been silent for 70 s, but a job that was just created is looked at.
             place.wait_for("clicks", "Running", "True", "Training", 60)
+
+
+RESOURCES = "rectrainingjobs.rectrain.io", "pytorchjobs.kubeflow.org", "pods", "jobs.batch"
+
+
+@pytest.mark.parametrize(
+    ("everywhere", "missing"),
+    [(False, RESOURCES), (False, ("jobs.batch",)), (True, RESOURCES)],
+    ids=["a namespace", "a part of a namespace", "the cluster"],
+)
+def test_a_controller_that_may_not_watch_says_where_and_what_and_ends(
+    place: Place, tmp_path: Path, everywhere: bool, missing: tuple[str, ...]
+) -> None:
+    kubectl, own, other = place.server.kubectl, place.namespace, f"{place.namespace}-other"
+    kubectl("create", "namespace", other)
+    kubectl("create", "serviceaccount", "controller", "-n", own)
+    allow(place.server, own, own, RESOURCES)
+    allow(place.server, own, other, [each for each in RESOURCES if each not in missing])
+    options = ("--log-level", "info") if everywhere else ("--namespaces", f"{own},{other}")
+    controller = place.controller(*options)
+    token = {"token": kubectl("create", "token", "controller", "-n", own).strip()}
+    kubeconfig = yaml.safe_load(place.server.kubeconfig.read_text())
+    kubeconfig["users"][0]["user"] = token
+    (tmp_path / "controller.conf").write_text(yaml.safe_dump(kubeconfig))
+    controller.service.prefix = ("env", f"KUBECONFIG={tmp_path / 'controller.conf'}")
+    controller.service.start()
+    assert controller.service.process is not None
+    assert controller.service.process.wait(60) == 1
+    lines = [json.loads(line) for line in controller.service.log.read_text().splitlines()]
+    [said] = [line["message"] for line in lines if line["level"] == "error"]
+    where = "all namespaces" if everywhere else f"namespace {other}"
+    assert said.startswith(
+        f"{where}: the right to list and watch {', '.join(missing)} is missing: {missing[0]} is forb"
+    )
+    if not everywhere:
+        allow(place.server, own, other, missing)
+        controller.start()
+
+
+def allow(server: ApiServer, own: str, namespace: str, resources: Sequence[str]) -> None:
+    """Let the account `controller` of a namespace list and watch these in another, and wait until it may."""
+    account = f"{own}:controller"
+    for resource in resources:
+        name = f"watch-{resource}"
+        server.kubectl("create", "role", name, "-n", namespace, "--verb=list,watch", f"--resource={resource}")
+        server.kubectl("create", "rolebinding", name, "-n", namespace, f"--role={name}", f"--serviceaccount={account}")
+    for resource in resources:
+        wait_until(f"the right to list {resource}", lambda: may_list(server, account, namespace, resource), 30)  # noqa: B023
+
+
+def may_list(server: ApiServer, account: str, namespace: str, resource: str) -> bool:
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SubjectAccessReview",
+        "spec": {
+            "user": f"system:serviceaccount:{account}",
+            "resourceAttributes": {
+                "namespace": namespace,
+                "verb": "list",
+                "group": resource.partition(".")[2],
+                "resource": resource.partition(".")[0],
+            },
+        },
+    }
+    answer = json.loads(server.kubectl("create", "-f", "-", "-o", "json", stdin=json.dumps(review)))
+    return bool(answer["status"]["allowed"])
 
 
 def without_server_fields(crd: str) -> str:

@@ -36,6 +36,7 @@ class Fault(Enum):
     CONFLICT = "the server says that the object has changed"
     TIMEOUT = "the call has its effect, but its answer is lost"
     REFUSED = "a quota or a webhook does not allow it"
+    INVALID = "the object that is created is not valid, and never will be"
 
 
 class MemoryApi:
@@ -76,6 +77,8 @@ class MemoryApi:
 
     async def create(self, kind: Kind, body: Raw) -> Raw:
         after = self._fail_before(kind)
+        if after is Fault.INVALID:
+            raise RefusedError("Required value", permanent=True)
         key = key_of(body)
         self.writes.append(("create", kind, key))
         if (kind, key) in self.objects:
@@ -131,7 +134,7 @@ class MemoryApi:
         is_new = before is None
         if is_new:
             metadata["uid"] = f"uid-{next(self._numbers)}"
-            metadata["creationTimestamp"] = _text(self._clock())
+            metadata["creationTimestamp"] = self.time()
         metadata["resourceVersion"] = str(next(self._numbers))
         self.objects[kind, key] = raw
         if kind is Kind.CONVERSION and not is_managed(metadata):  # watched by the label: without it, it is gone
@@ -140,6 +143,10 @@ class MemoryApi:
         else:
             self._tell(kind, "ADDED" if is_new else "MODIFIED", raw)
         return raw
+
+    def time(self) -> str:
+        """Return the time as the cluster has it."""
+        return self._clock().strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def change(self, kind: Kind, key: Key, **fields: Any) -> None:
         """Set top-level fields of an object as anybody."""
@@ -150,7 +157,7 @@ class MemoryApi:
         """Delete an object as anybody."""
         raw = copy.deepcopy(self.objects[kind, key])
         metadata = raw["metadata"]
-        metadata.setdefault("deletionTimestamp", _text(self._clock()))
+        metadata.setdefault("deletionTimestamp", self.time())
         if foreground and any(self._dependents(metadata["uid"])):
             metadata["finalizers"] = sorted({*metadata.get("finalizers", []), _FOREGROUND})
             self.put(kind, raw)
@@ -278,21 +285,25 @@ class TrainingOperator:
             self._set(key, "Running")
 
     def start(self, key: Key) -> None:
-        """Have the kubelet start the pods of a PyTorchJob."""
+        """Have the kubelet start the pods of a PyTorchJob, if what they mount is there."""
+        child = self._api.objects.get((Kind.CHILD, key))
+        if child is None or not all(Key(key.namespace, name) in self._config_maps() for name in mounted_by(child)):
+            return
         for pod in self._api.pods(key):
             if pod["status"]["phase"] == "Pending" and "deletionTimestamp" not in pod["metadata"]:
-                self._api.change(Kind.POD, key_of(pod), status={"phase": "Running", "podIP": "10.0.0.1"})
+                status = {"phase": "Running", "podIP": "10.0.0.1", "startTime": self._api.time()}
+                self._api.change(Kind.POD, key_of(pod), status=status)
         self.sync(key)
 
-    def end(self, key: Key, exit_code: int, message: str = "") -> None:
-        """Have the workers of a running PyTorchJob end, the master with this exit code."""
+    def end(self, key: Key, exit_code: int, message: str = "", *, alone: bool = False) -> None:
+        """Have the workers of a running PyTorchJob end, the master with this exit code; or the master alone."""
         child = self._api.objects.get((Kind.CHILD, key))
         if child is None or self.has_ended(key):
             return
         for pod in self._api.pods(key):
-            if pod["status"]["phase"] == "Running":
+            if pod["status"]["phase"] == "Running" and ("master" in pod["metadata"]["name"] or not alone):
                 code = exit_code if "master" in pod["metadata"]["name"] else (1 if exit_code else 0)
-                self._api.change(Kind.POD, key_of(pod), status=_ended(code, message))
+                self._api.change(Kind.POD, key_of(pod), status=_ended(code, message, self._api.time()))
         self._set(key, "Failed" if exit_code else "Succeeded")
 
     def has_ended(self, key: Key) -> bool:
@@ -305,11 +316,21 @@ class TrainingOperator:
         conditions = [{"type": type_, "status": "True", "message": f"it is {type_}"}]
         self._api.change(Kind.CONVERSION, key, status={"conditions": conditions})
 
+    def _config_maps(self) -> set[Key]:
+        return {key for kind, key in self._api.objects if kind is Kind.CONFIG_MAP}
+
     def _set(self, key: Key, type_: str) -> None:
         if (Kind.CHILD, key) in self._api.objects and not self.has_ended(key):
             conditions = [{"type": "Created", "status": "True"}, {"type": type_, "status": "True"}]
             if self._api.objects[Kind.CHILD, key].get("status", {}).get("conditions") != conditions:
                 self._api.change(Kind.CHILD, key, status={"conditions": conditions})
+
+
+def mounted_by(child: Raw) -> set[str]:
+    """Return the names of the ConfigMaps that the pods of a PyTorchJob mount."""
+    replicas = child["spec"].get("pytorchReplicaSpecs", {}).values()
+    volumes = [volume for each in replicas for volume in each["template"]["spec"]["volumes"]]
+    return {volume["configMap"]["name"] for volume in volumes if "configMap" in volume}
 
 
 def _pod(key: Key, name: str, role: tuple[str, int], child: Raw) -> dict[str, Any]:
@@ -323,8 +344,8 @@ def _pod(key: Key, name: str, role: tuple[str, int], child: Raw) -> dict[str, An
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "status": {"phase": "Pending"}}
 
 
-def _ended(code: int, message: str) -> dict[str, Any]:
-    ended = {"exitCode": code, "message": message, "finishedAt": "2026-03-01T12:00:00Z"}
+def _ended(code: int, message: str, time: str) -> dict[str, Any]:
+    ended = {"exitCode": code, "message": message, "finishedAt": time}
     container = {"name": "pytorch", "state": {"terminated": ended}}
     return {"phase": "Failed" if code else "Succeeded", "containerStatuses": [container]}
 
@@ -340,7 +361,3 @@ def _merged(before: Any, patch: Any) -> Any:
         else:
             merged[name] = _merged(merged.get(name), value)
     return merged
-
-
-def _text(time: datetime) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -107,6 +107,26 @@ CASES = {
     "the start time is when the workers were let run, not when they run": Case(
         job(status(**STARTED)), Observed(child=child()), now=at(60), status={"start_time": T0}
     ),
+    "while a pod is prepared it is asked whether what it mounts is there": Case(
+        job(status(**STARTED)),
+        Observed(child=child(PENDING), pods=(pod(phase="Pending"),)),
+        conditions={C.RUNNING: ("False", "Pending")},
+        again=at(60),
+    ),
+    "what a pod mounts is made again": Case(
+        job(status(**STARTED)),
+        Observed(child=child(PENDING), pods=(pod(phase="Pending"),), config_map_missing=True),
+        actions=(CreateConfigMap(),),
+        conditions={C.RUNNING: ("False", "Pending")},
+        again=at(60),
+    ),
+    "what a pod mounts is made again while the others run": Case(
+        job(status(**STARTED)),
+        Observed(child=child(), pods=(pod(), pod("clicks-worker-0", phase="Pending")), config_map_missing=True),
+        actions=(CreateConfigMap(),),
+        conditions={C.RUNNING: ("True", "Training")},
+        again=at(60),
+    ),
     # Suspension
     "a suspended job creates nothing": Case(
         job(run_policy={"suspend": True}), conditions={C.SUSPENDED: ("True", "SuspendedByUser")}

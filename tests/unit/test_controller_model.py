@@ -9,7 +9,7 @@ from controller_objects import KEY, SOURCE, T0, document
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from memory_api import Fault, MemoryApi, TrainingOperator
+from memory_api import Fault, MemoryApi, TrainingOperator, mounted_by
 
 from rectrain.api import validate_job
 from rectrain.controller.errors import ApiError
@@ -85,10 +85,11 @@ class Controller:
 class ControllerModel(RuleBasedStateMachine):
     """Two controllers, each of which may believe that it is the leader, and everything that can go wrong."""
 
-    @initialize(options=st.tuples(applied, applied))
-    def begin(self, options: tuple[dict[str, bool], dict[str, bool]]) -> None:
+    @initialize(options=st.tuples(applied, applied), ahead=st.sampled_from([0, 0, -86400, -30, 30, 86400]))
+    def begin(self, options: tuple[dict[str, bool], dict[str, bool]], ahead: int = 0) -> None:
+        """Begin with two jobs, on a cluster whose clocks are so many seconds ahead of the controllers'."""
         self.now = T0
-        self.api = MemoryApi(lambda: self.now)
+        self.api = MemoryApi(lambda: self.now + timedelta(seconds=ahead))
         self.training = TrainingOperator(self.api)
         self.failures: dict[str, set[str]] = {}
         self.api.on_write.append(self.check_write)
@@ -129,6 +130,7 @@ class ControllerModel(RuleBasedStateMachine):
         what=st.sampled_from(
             [
                 *("delete child", "orphan", "foreign", "free", "uninstall", "install", "restart"),
+                "delete config map",
                 *("foreign conversion", "unlabel conversion", "free conversion"),
             ]
         ),
@@ -142,6 +144,8 @@ class ControllerModel(RuleBasedStateMachine):
             metadata = {"namespace": key.namespace, "name": key.name, "labels": {"foreign": "yes"}}
             metadata |= {"ownerReferences": [FOREIGN]} if what == "foreign" else {}
             self.api.put(Kind.CHILD, {"metadata": metadata, "spec": {"runPolicy": {"suspend": True}}})
+        if what == "delete config map" and child is not None:
+            self.delete_config_maps(key, child)
         if what == "free":
             self.free_the_name(key)
         if what.endswith(" conversion"):
@@ -150,6 +154,15 @@ class ControllerModel(RuleBasedStateMachine):
             self.api.missing = {Kind.CHILD} if what == "uninstall" else set()
         if what == "restart":
             self.controllers[side].restart()
+
+    def delete_config_maps(self, key: Key, child: Raw) -> None:
+        """Delete what the pods of a PyTorchJob mount; what a conversion mounts too stays."""
+        conversions = {
+            conversion_of(raw).config_map for (kind, _), raw in self.api.objects.items() if kind is Kind.CONVERSION
+        }
+        for name in mounted_by(child) - conversions:
+            if (Kind.CONFIG_MAP, Key(key.namespace, name)) in self.api.objects:
+                self.api.remove(Kind.CONFIG_MAP, Key(key.namespace, name), foreground=False)
 
     def meddle_with_conversion(self, what: str) -> None:
         """Put a Job of another's in the place of the conversion, take the label from it, or free its name."""
@@ -186,15 +199,15 @@ class ControllerModel(RuleBasedStateMachine):
     def sync(self, key: Key) -> None:
         self.training.sync(key)
 
-    @rule(key=keys, exit_code=st.sampled_from([0, 0, 1, 1, 1, 2, 143]))
-    def end(self, key: Key, exit_code: int) -> None:
+    @rule(key=keys, exit_code=st.sampled_from([0, 0, 1, 1, 1, 2, 143]), alone=st.booleans())
+    def end(self, key: Key, exit_code: int, alone: bool = False) -> None:
         child = self.api.objects.get((Kind.CHILD, key))
         running = any(p["status"]["phase"] == "Running" for p in self.api.pods(key))
         if child is not None and not is_foreign(child) and running:
             if exit_code == 1 and not self.training.has_ended(key):
                 owner = child["metadata"]["ownerReferences"][0]["uid"]
                 self.failures.setdefault(owner, set()).add(child["metadata"]["uid"])
-            self.training.end(key, exit_code)
+            self.training.end(key, exit_code, alone=alone)
 
     @rule(type_=st.sampled_from(["Complete", "Complete", "Failed"]))
     def convert(self, type_: str) -> None:
@@ -374,4 +387,25 @@ def test_a_job_goes_on_after_its_childs_type_was_not_served_for_a_while() -> Non
     model.meddle(KEY, 0, "uninstall", foreground=False)
     model.all_is_well(set(KEYS), 1)
     model.all_is_well(set(), None)
+    model.teardown()
+
+
+def test_a_job_begins_though_its_config_map_was_deleted_before_its_pods_were_there() -> None:
+    queued = {"queue": True, "source": False}
+    model = ControllerModel()
+    model.begin((queued, queued))
+    model.work(0, set(), [])
+    model.meddle(KEY, 0, "delete config map", foreground=False)
+    assert Kind.CONFIG_MAP not in {kind for kind, key in model.api.objects if key.name.startswith(KEY.name)}
+    model.teardown()
+
+
+def test_a_job_that_the_api_server_refuses_for_good_fails_and_nothing_of_it_is_left_to_run() -> None:
+    plain = {"queue": False, "source": False}
+    model = ControllerModel()
+    model.begin((plain, plain))
+    model.controllers[0].take_all()
+    model.pass_over(0, KEY, read=False, faults=[None, Fault.INVALID])  # the ConfigMap is created, the PyTorchJob is not
+    assert ends(model.api.objects[Kind.JOB, KEY]["status"]) == {"Failed"}
+    assert (Kind.CHILD, KEY) not in model.api.objects
     model.teardown()

@@ -99,7 +99,9 @@ seccompProfile: {type: RuntimeDefault}
   verbs: [list, watch]
 - apiGroups: [""]
   resources: [configmaps]
-  verbs: [create, patch]  # patch: a second job joins the owners of what a conversion reads
+  # get: one that was deleted while pods wait for it is made again; patch: a second job joins the owners of what a
+  # conversion reads
+  verbs: [get, create, patch]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, list]  # list: why the training operator cannot create pods

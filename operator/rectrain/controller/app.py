@@ -21,6 +21,7 @@ from rectrain.controller.observed import Key
 from rectrain.controller.progress import ProgressReader
 from rectrain.controller.queue import Item, WorkQueue
 from rectrain.controller.reconcile import Reconciler
+from rectrain.controller.rights import missing_rights
 from rectrain.controller.server import serve
 from rectrain.controller.store import Store
 from rectrain.controller.watch import kopf_settings, watch
@@ -60,7 +61,7 @@ async def run(options: Options) -> int:
     """Run until SIGTERM or SIGINT, or until the Lease is lost.
 
     Returns:
-        Exit code: 0 after a signal, 1 where the Lease was lost.
+        Exit code: 0 after a signal, 1 where the Lease was lost, or a right to watch is missing.
 
     Raises:
         NoClusterError: No cluster is configured: neither a service account nor a kubeconfig.
@@ -70,6 +71,10 @@ async def run(options: Options) -> int:
     way = connected(kopf_settings(namespaced=bool(options.namespaces)))
     async with way as connection, _http_server(options, store, queue):
         api = ApiServer(connection)
+        if missing := await missing_rights(api, options.namespaces):
+            for line in missing:
+                _LOG.error("%s", line)
+            return 1
         identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
         leadership = Leadership(api, Key(options.lease_namespace, _LEASE_NAME), identity)
         if options.leader_election and not await _unless_stopped(stop, leadership.acquire()):

@@ -19,8 +19,15 @@ class Kind(Enum):
         self.api_version = api_version
         self.plural = plural
 
+    @property
+    def resource(self) -> str:
+        """Name as rights and kubectl have it: plural.group."""
+        group = self.api_version.rpartition("/")[0]
+        return f"{self.plural}.{group}" if group else self.plural
+
     def path(self, namespace: str, name: str = "", subresource: str = "") -> str:
-        """Return the path of an object, or of all of a namespace."""
+        """Return the path of an object, or of all of a namespace, or of all of all namespaces where it is empty."""
         root = "/api" if "/" not in self.api_version else "/apis"
-        parts = [root, self.api_version, "namespaces", namespace, self.plural, name, subresource]
+        scope = ["namespaces", namespace] if namespace else []
+        parts = [root, self.api_version, *scope, self.plural, name, subresource]
         return "/".join(part for part in parts if part)

@@ -72,6 +72,10 @@ class ApiServer:
         """Return the events of type Warning about the object of that identity."""
         return await self._list(Kind.EVENT, namespace, f"fieldSelector={quote(f'regarding.uid={uid},type=Warning')}")
 
+    async def list_one(self, kind: Kind, namespace: str) -> None:
+        """List at most one object of a namespace, or of all where it is empty: whether that is allowed."""
+        await self._list(kind, namespace, "limit=1")
+
     async def create(self, kind: Kind, body: Raw) -> Raw:
         """Create an object, and return it as it was created."""
         # Else a field of a pod template that is misspelt, such as nodeSelektor, would be left out without a word.

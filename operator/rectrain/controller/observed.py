@@ -153,6 +153,11 @@ class Pod:
         """Whether its worker runs, as far as is known."""
         return self.phase == "Running" and self.termination is None and not self.gone
 
+    @property
+    def is_prepared(self) -> bool:
+        """Whether its node prepares it, as far as is known: its volumes are mounted, its image is pulled."""
+        return self.phase == "Pending" and not (self.gone or self.unschedulable or self.waiting_reason)
+
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
@@ -209,6 +214,7 @@ class Observed:
             not say so, None where it was not asked.
         conversion: The job's data conversion.
         conversion_pods: Its pods, where none of them runs or it has failed.
+        config_map_missing: Whether pods are prepared and the ConfigMap that they mount is not there.
         progress: What rank 0 said last of this attempt.
         refusal: The answer to what was decided a moment ago, if it was no.
     """
@@ -218,6 +224,7 @@ class Observed:
     pods_refused: str | None = None
     conversion: Conversion | None = None
     conversion_pods: tuple[Pod, ...] = ()
+    config_map_missing: bool = False
     progress: Progress | None = None
     refusal: Refusal | None = None
 

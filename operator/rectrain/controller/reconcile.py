@@ -42,7 +42,7 @@ from rectrain.controller.observed import Child, Conversion, Job, Key, Observed, 
 from rectrain.controller.pending import refused_pods
 from rectrain.controller.stages.child import misses_pods
 from rectrain.controller.store import Store
-from rectrain.manifests import Settings, config_map, conversion_job, conversion_name, pytorch_job
+from rectrain.manifests import Settings, config_map, config_map_name, conversion_job, conversion_name, pytorch_job
 
 _LOG = logging.getLogger(__name__)
 _COMPONENT = "rectrain-controller"
@@ -130,8 +130,23 @@ class Reconciler:
             pods_refused=await self._pods_refused(job, child, pods) if read else None,
             conversion=conversion,
             conversion_pods=await self._conversion_pods(job, conversion),
+            config_map_missing=read and await self._config_map_missing(job, child, pods),
             progress=self._progress.get(child.uid) if child is not None else None,
         )
+
+    async def _config_map_missing(self, job: Job, child: Child | None, pods: Sequence[Pod]) -> bool:
+        """Return whether pods wait for a ConfigMap that somebody has deleted; it is not watched."""
+        if job.definition is None or child is None or not any(p.is_prepared and p.owner_uid == child.uid for p in pods):
+            return False
+        try:
+            await self._kube.get(
+                Kind.CONFIG_MAP, Key(job.key.namespace, config_map_name(job.definition, self._settings))
+            )
+        except NotFoundError:
+            return True
+        except RefusedError:  # the right to read it may be missing, as in roles of earlier charts; a job runs without
+            return False
+        return False
 
     async def _pods_refused(self, job: Job, child: Child | None, pods: Sequence[Pod]) -> str:
         """Return why pods are missing of a PyTorchJob that was let run; events about it say so, and are not watched."""

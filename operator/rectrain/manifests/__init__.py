@@ -1,6 +1,6 @@
 """Pure builders: from a job to the Kubernetes objects that run it. No client, no clock, no files."""
 
-from rectrain.manifests.config_map import config_map
+from rectrain.manifests.config_map import config_map, config_map_name
 from rectrain.manifests.conversion_job import conversion_job, conversion_name
 from rectrain.manifests.memory import memory_problem
 from rectrain.manifests.pytorch_job import pytorch_job
@@ -10,6 +10,7 @@ from rectrain.manifests.settings import Settings
 __all__ = [
     "Settings",
     "config_map",
+    "config_map_name",
     "conversion_job",
     "conversion_name",
     "memory_problem",

@@ -96,6 +96,7 @@ def _report(draft: Draft, child: Child) -> None:
     if progress is not None and _advanced(draft.status.progress, progress):
         draft.update(progress=progress)
     _look_for_missing_pods(draft, child)
+    _look_for_missing_config_map(draft)
     for pod in draft.pods:
         if pod.waiting_reason not in IMAGE_REASONS:
             continue
@@ -114,6 +115,14 @@ def _look_for_missing_pods(draft: Draft, child: Child) -> None:
     soon = next((start + wait for wait in _PODS_PATIENCE if draft.now < start + wait), None)
     if soon is not None or draft.observed.pods_refused:
         draft.look_again(soon or draft.now + _PODS_PATIENCE[-1])
+
+
+def _look_for_missing_config_map(draft: Draft) -> None:
+    """Make what pods mount again where it was deleted; look again while they are prepared, for it is not watched."""
+    if draft.observed.config_map_missing:
+        draft.actions.append(CreateConfigMap())
+    if any(p.is_prepared for p in draft.pods):
+        draft.look_again(draft.now + _PODS_PATIENCE[-1])
 
 
 def misses_pods(job: Job, pods: Sequence[Pod]) -> bool:
