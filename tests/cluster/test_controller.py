@@ -196,7 +196,7 @@ def test_a_template_that_the_api_server_refuses_fails_the_job(place: Place) -> N
 
 def test_a_misspelt_field_of_a_template_fails_the_job(place: Place) -> None:
     place.started()
-    place.apply("clicks", template={"spec": {"nodeSelektor": {"a": "b"}}})
+    place.apply("clicks", workers={"template": {"spec": {"nodeSelektor": {"a": "b"}}}})
     assert "nodeSelektor" in place.wait_for("clicks", "Failed", "True", "InvalidPodTemplate")
 
 
