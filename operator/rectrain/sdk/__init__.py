@@ -11,6 +11,7 @@ from rectrain.sdk.errors import (
     JobRefusedError,
     NotInstalledError,
     NotPermittedError,
+    ObjectNotFoundError,
     WaitTimeoutError,
 )
 
@@ -25,5 +26,6 @@ __all__ = [
     "JobRefusedError",
     "NotInstalledError",
     "NotPermittedError",
+    "ObjectNotFoundError",
     "WaitTimeoutError",
 ]

@@ -15,6 +15,7 @@ from rectrain.sdk.errors import (
     JobRefusedError,
     NotInstalledError,
     NotPermittedError,
+    ObjectNotFoundError,
 )
 
 DEFAULT_NAMESPACE = "default"
@@ -96,7 +97,7 @@ def _error_of(code: int | None, status: dict[str, Any], job: str | None) -> Clus
     name = f"{KIND} {job}" if job is not None else KIND
     # A missing job has details, a missing type has none: the whole path is unknown.
     if code == 404 and (kind := (status.get("details") or {}).get("kind")):
-        return JobNotFoundError(f"{name}: not found") if kind == PLURAL else ClusterError(f"{name}: {message}")
+        return JobNotFoundError(f"{name}: not found") if kind == PLURAL else ObjectNotFoundError(f"{name}: {message}")
     if code == 404:
         return NotInstalledError(f"the cluster has no {KIND} ({GROUP}): install the chart charts/rectrain, or its CRD")
     if code == 409 and status.get("reason") == "AlreadyExists":

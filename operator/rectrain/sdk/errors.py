@@ -23,6 +23,10 @@ class JobNotFoundError(ClusterError):
     """There is no job of that name, or there is no longer."""
 
 
+class ObjectNotFoundError(ClusterError):
+    """Something other than a job is not there, or no longer: a namespace, a pod."""
+
+
 class JobExistsError(ClusterError):
     """There is a job of that name already."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rectrain.api.job import KIND
 from rectrain.api.pod_template import CONTAINER, REPLICA_INDEX_LABEL, REPLICA_TYPE_LABEL
 from rectrain.sdk.connection import translated
-from rectrain.sdk.errors import ClusterError, JobNotFoundError
+from rectrain.sdk.errors import ClusterError, ObjectNotFoundError
 
 if TYPE_CHECKING:
     from rectrain.sdk.client import Client
@@ -27,7 +27,7 @@ def read_logs(
         if pod is not None and pod["metadata"]["uid"] not in read:
             try:
                 yield from _lines(client, pod, follow=follow, tail=tail)
-            except JobNotFoundError:  # it is the pod that is not there any more; the next attempt has another
+            except ObjectNotFoundError:  # it is the pod that is not there any more; the next attempt has another
                 if not follow:
                     raise ClusterError(f"pod {pod['metadata']['name']}: was removed just now") from None
             read.add(pod["metadata"]["uid"])
