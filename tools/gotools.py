@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from pathlib import Path
 MODULES = Path(__file__).resolve().parent
 BINARIES = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rectrain" / "bin"
 STATIC = {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly"}
+
+_PAUSES = (0.0, 5.0, 30.0)
+"""Seconds before each attempt to build: modules are downloaded meanwhile, and networks fail for a moment."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +108,18 @@ def build_one(name: str, tool: Tool) -> Path:
             print(f"building {binary.name}", file=sys.stderr, flush=True)
             stamp = f"-s -w {tool.stamp.format(version=tool.version)}".rstrip()
             command = [go(tool), "build", "-trimpath", "-ldflags", stamp, "-o", str(temporary), tool.package]
-            # Standard output belongs to the caller: `python tools/gotools.py` prints paths there.
-            done = subprocess.run(command, cwd=MODULES / tool.folder, env={**os.environ, **STATIC}, stdout=sys.stderr)
-            if done.returncode:
+            if not any(_runs(command, tool, pause) for pause in _PAUSES):
                 raise RuntimeError(f"{name} did not build: {' '.join(command)}")
             temporary.replace(binary)
     return binary
+
+
+def _runs(command: list[str], tool: Tool, pause: float) -> bool:
+    """Run a build after a pause; return whether it has ended well."""
+    time.sleep(pause)
+    # Standard output belongs to the caller: `python tools/gotools.py` prints paths there.
+    environment = {**os.environ, **STATIC}
+    return subprocess.run(command, cwd=MODULES / tool.folder, env=environment, stdout=sys.stderr).returncode == 0
 
 
 def module_folder(name: str) -> Path:
