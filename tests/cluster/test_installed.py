@@ -100,8 +100,8 @@ def test_a_killed_worker_pod_costs_time_and_nothing_else(place: Place) -> None:
     place.wait_for("hurt", "Succeeded")
 
     status = place.status("hurt")
-    # The kubelet tells a container to stop before it kills it: where the ranks have saved by then, they were stopped and
-    # have not failed.
+    # The kubelet tells a container to stop before it kills it: where the ranks have saved by then, they were stopped,
+    # and have not failed.
     assert status["attempt"] == 1 and status["restarts"] <= 1
     assert status["results"]["metrics"] == place.status("calm")["results"]["metrics"]
     follower.join(60)
