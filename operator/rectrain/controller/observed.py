@@ -1,7 +1,7 @@
 """What the controller sees of a job and of what belongs to it: small typed pictures of the API server's objects."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -235,9 +235,20 @@ def names_of(pods: Iterable[Pod]) -> str:
     return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
 
 
+def misses_pods(job: Job, pods: Sequence[Pod]) -> bool:
+    """Return whether there are fewer pods than the job wants."""
+    return job.definition is not None and sum(not p.gone for p in pods) < job.definition.spec.workers.replicas
+
+
+def awaits_pods(job: Job, child: Child, pods: Sequence[Pod]) -> bool:
+    """Return whether pods are missing of a PyTorchJob that was let run."""
+    return not child.suspended and child.phase is Phase.PENDING and misses_pods(job, pods)
+
+
 def child_of(raw: Raw) -> Child:
     """Return the picture of a PyTorchJob object."""
     metadata = raw["metadata"]
+    owner = _controller(metadata)
     phase, message = Phase.PENDING, ""
     for condition in raw.get("status", {}).get("conditions") or []:
         if condition.get("status") == "True":
@@ -248,12 +259,12 @@ def child_of(raw: Raw) -> Child:
                 phase, message = found, condition.get("message") or ""
     return Child(
         uid=metadata["uid"],
-        owner_uid=_controller_uid(metadata),
+        owner_uid=owner.get("uid"),
         attempt=_number((metadata.get("annotations") or {}).get(ATTEMPT_ANNOTATION)),
         suspended=bool(raw.get("spec", {}).get("runPolicy", {}).get("suspend")),
         deleting="deletionTimestamp" in metadata,
         phase=phase,
-        owner=_controller(metadata),
+        owner=f"{owner.get('kind')}/{owner.get('name')}" if owner else "",
         message=message,
     )
 
@@ -268,7 +279,7 @@ def pod_of(raw: Raw) -> Pod:
     return Pod(
         name=metadata["name"],
         uid=metadata["uid"],
-        owner_uid=_controller_uid(metadata),
+        owner_uid=_controller(metadata).get("uid"),
         is_master=first[0] == "master" or first == ("worker", "0"),
         phase=status.get("phase") or "Pending",
         since=_time(status.get("startTime") or metadata.get("creationTimestamp")) or datetime.fromtimestamp(0, UTC),
@@ -320,13 +331,9 @@ def _job_config_map(raw: Raw) -> str:
     return ""
 
 
-def _controller_uid(metadata: Raw) -> str | None:
-    return next((str(o["uid"]) for o in metadata.get("ownerReferences") or [] if o.get("controller")), None)
-
-
-def _controller(metadata: Raw) -> str:
-    owners = metadata.get("ownerReferences") or []
-    return next((f"{o.get('kind')}/{o.get('name')}" for o in owners if o.get("controller")), "")
+def _controller(metadata: Raw) -> Raw:
+    """Return the reference to what controls an object; an empty one where nothing does."""
+    return next((owner for owner in metadata.get("ownerReferences") or [] if owner.get("controller")), {})
 
 
 def _number(text: str | None) -> int:

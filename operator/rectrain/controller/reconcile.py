@@ -38,9 +38,20 @@ from rectrain.controller.jobs import JobReader, known_status, merge_patch, writt
 from rectrain.controller.kinds import Kind
 from rectrain.controller.kube import STRATEGIC_PATCH, Kube
 from rectrain.controller.metrics import ACTIONS
-from rectrain.controller.observed import Child, Conversion, Job, Key, Observed, Phase, Pod, Raw, Refusal, pod_of
+from rectrain.controller.observed import (
+    Child,
+    Conversion,
+    Job,
+    Key,
+    Observed,
+    Phase,
+    Pod,
+    Raw,
+    Refusal,
+    awaits_pods,
+    pod_of,
+)
 from rectrain.controller.pending import refused_pods
-from rectrain.controller.stages.child import misses_pods
 from rectrain.controller.store import Store
 from rectrain.manifests import Settings, config_map, config_map_name, conversion_job, conversion_name, pytorch_job
 
@@ -149,8 +160,8 @@ class Reconciler:
         return False
 
     async def _pods_refused(self, job: Job, child: Child | None, pods: Sequence[Pod]) -> str:
-        """Return why pods are missing of a PyTorchJob that was let run; events about it say so, and are not watched."""
-        if child is None or child.suspended or child.phase is not Phase.PENDING or not misses_pods(job, pods):
+        """Return why pods are missing; events about the PyTorchJob say so, and are not watched."""
+        if child is None or not awaits_pods(job, child, pods):
             return ""
         try:
             return refused_pods(await self._kube.list_warnings(job.key.namespace, child.uid))

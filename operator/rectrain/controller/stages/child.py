@@ -1,6 +1,5 @@
 """The PyTorchJob of the current attempt: created, watched, and replaced when its attempt is over."""
 
-from collections.abc import Sequence
 from datetime import timedelta
 
 from rectrain.api.job import KIND
@@ -8,7 +7,7 @@ from rectrain.api.status import Progress, find_condition
 from rectrain.controller.conditions import ConditionType
 from rectrain.controller.decision import CreateChild, CreateConfigMap
 from rectrain.controller.draft import Draft
-from rectrain.controller.observed import Child, Job, Phase, Pod, names_of
+from rectrain.controller.observed import Child, Phase, awaits_pods, misses_pods, names_of
 from rectrain.controller.pending import IMAGE_REASONS, pending_reason
 from rectrain.manifests import memory_problem
 
@@ -110,7 +109,7 @@ def _report(draft: Draft, child: Child) -> None:
 def _look_for_missing_pods(draft: Draft, child: Child) -> None:
     """Look again while pods are missing: that they cannot be created is told by events alone, which nobody watches."""
     start = draft.status.start_time
-    if child.suspended or child.phase is not Phase.PENDING or start is None or not misses_pods(draft.job, draft.pods):
+    if start is None or not awaits_pods(draft.job, child, draft.pods):
         return
     soon = next((start + wait for wait in _PODS_PATIENCE if draft.now < start + wait), None)
     if soon is not None or draft.observed.pods_refused:
@@ -123,11 +122,6 @@ def _look_for_missing_config_map(draft: Draft) -> None:
         draft.actions.append(CreateConfigMap())
     if any(p.is_prepared for p in draft.pods):
         draft.look_again(draft.now + _PODS_PATIENCE[-1])
-
-
-def misses_pods(job: Job, pods: Sequence[Pod]) -> bool:
-    """Return whether there are fewer pods than the job wants."""
-    return job.definition is not None and sum(not p.gone for p in pods) < job.definition.spec.workers.replicas
 
 
 def _refused_pods(draft: Draft) -> tuple[str, str] | None:
