@@ -69,11 +69,7 @@ class FaissStore:
 
     def version(self, name: str) -> IndexVersion:
         """Return a complete version."""
-        try:
-            return self._stored(name).version
-        except ObjectNotFoundError:
-            known = ", ".join(version.name for version in self.versions()) or "none"
-            raise UserError(f"{self.uri}: has no version {name}; there are: {known}") from None
+        return self._complete(name).version
 
     def served(self) -> str | None:
         """Return the name of the version that searches go to."""
@@ -98,10 +94,7 @@ class FaissStore:
     def revision(self) -> str | None:
         """Return the served version and its file, which is another one when single items have changed."""
         name = self.served()
-        if name is None:
-            return None
-        self.version(name)
-        return self._stored(name).file
+        return None if name is None else self._complete(name).file
 
     def build(self, version: IndexVersion, ids: Ids, vectors: Vectors) -> IndexVersion:
         """Write a version that nobody sees yet."""
@@ -180,6 +173,14 @@ class FaissStore:
 
     def _write_json(self, key: str, content: ApiModel) -> None:
         self._store.write_bytes(key, content.model_dump_json(indent=1).encode())
+
+    def _complete(self, name: str) -> _Stored:
+        """Return the description of a complete version; UserError where there is none of that name."""
+        try:
+            return self._stored(name)
+        except ObjectNotFoundError:
+            known = ", ".join(version.name for version in self.versions()) or "none"
+            raise UserError(f"{self.uri}: has no version {name}; there are: {known}") from None
 
     def _stored(self, name: str) -> _Stored:
         key = _manifest(name)

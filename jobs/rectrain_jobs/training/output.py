@@ -158,10 +158,7 @@ class RunOutput:
 
     def write_job(self, job: RecTrainingJob) -> Path:
         """Write job.yaml, the job as it is run, and return where it is on this machine."""
-        try:
-            self.store.write_bytes(JOB, dump_job(job).encode())
-        except StorageError as error:
-            raise UserError(f"--output: {error}") from None
+        self._write_bytes(JOB, dump_job(job).encode())
         self.fetch(JOB)
         return self.local / JOB
 
@@ -188,7 +185,10 @@ class RunOutput:
         raise UserError(f"{self.store.uri_of(key)}: is damaged, or of another program; use another --output")
 
     def _write(self, key: str, content: dict[str, Any]) -> None:
+        self._write_bytes(key, json.dumps(content, indent=2).encode())
+
+    def _write_bytes(self, key: str, data: bytes) -> None:
         try:
-            self.store.write_bytes(key, json.dumps(content, indent=2).encode())
+            self.store.write_bytes(key, data)
         except StorageError as error:
             raise UserError(f"--output: {error}") from None
